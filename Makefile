@@ -1,0 +1,37 @@
+# make demo   install, then the whole path on the built-in digits: table, report.html, TensorBoard
+# make test   install, then ruff, mypy and every test: what CI runs
+# make check  the fast part of it
+# make tb     TensorBoard on runs/
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+PY := $(VENV)/bin/python
+# Pinned here and nowhere else: pyproject.toml holds a range. Installed first and alone, so that no
+# other package pulls in a build with CUDA.
+TORCH := torch==2.13.0
+READY := $(VENV)/.installed
+TESTS := $(PY) -m pytest -n 2
+
+.PHONY: demo test check lint tb
+
+demo: $(READY)
+	$(PY) -m experiments.run --config experiments/configs/digits.toml
+
+test: $(READY) lint
+	$(TESTS) -m "not slow"
+
+check: $(READY) lint
+	$(TESTS) -m "not slow and not long"
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+tb: $(READY)
+	$(VENV)/bin/tensorboard --logdir runs
+
+$(READY): pyproject.toml Makefile
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@

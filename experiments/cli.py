@@ -1,0 +1,168 @@
+"""A dataclass as a command line: one option per field, differences from a TOML file.
+
+Every script of experiments/ shares this, and its way to end on bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_type_hints
+
+Config = TypeVar("Config")
+Main = Callable[[Sequence[str]], int | None]
+
+
+def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
+    """`main` with an exit status: 2 and one line on stderr for bad input, 130 when interrupted.
+
+    In a script: `if __name__ == "__main__": sys.exit(main(None))`; None takes `sys.argv`.
+    """
+
+    @functools.wraps(main)
+    def guarded(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(sys.argv[1:] if argv is None else argv) or 0
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # `... | head` went away; keep Python from complaining at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except Exception as error:
+            from prune_env.errors import PruneEnvError  # late, see config_error
+
+            if not isinstance(error, PruneEnvError):
+                raise
+            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            return 2
+
+    return guarded
+
+
+def config_error(message: str) -> Exception:
+    """A `prune_env.errors.ConfigError`, imported only now: with prune_env comes torch, and
+    `--help` shall not wait for that."""
+    from prune_env.errors import ConfigError
+
+    return ConfigError(message)
+
+
+def parse(
+    config_class: type[Config], argv: Sequence[str], *, prog: str = "", description: str = ""
+) -> Config:
+    """A config from defaults, then `--config file.toml`, then the rest of `argv`.
+
+    Raises:
+        ConfigError: an unknown option or key (says the nearest), a value of the wrong type or
+            out of range, or a TOML file that cannot be read.
+        SystemExit: status 0, after `--help`.
+    """
+    hints = get_type_hints(config_class)
+    parser = _parser(config_class, hints, prog, description or (config_class.__doc__ or ""))
+    found, unknown = parser.parse_known_args(argv)
+    given = vars(found)
+    if unknown:
+        known = [s for a in parser._actions for s in a.option_strings if s.startswith("--")]
+        name = unknown[0].split("=")[0]
+        raise config_error(f"unknown option '{name}'.{_nearest(name, known)} See --help.")
+    file = given.pop("config", None)
+    from_file = {} if file is None else _read_toml(Path(file), hints)
+    return config_class(**{**from_file, **given})
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise config_error(f"{message}. See --help.")
+
+
+def _parser(
+    config_class: type[Any], hints: Mapping[str, Any], prog: str, description: str
+) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=prog or None,
+        description=description.split("\n\n")[0],
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file of values that differ")
+    for entry in fields(config_class):
+        kind = KINDS[hints[entry.name]]
+        default = kind.show(entry.default)
+        text = f"{entry.metadata.get('help', '')} (default: {default or 'none'})"
+        flag = "--" + entry.name.replace("_", "-")
+        parser.add_argument(flag, dest=entry.name, help=text.replace("%", "%%"), **kind.argparse)
+    return parser
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a field of one type is written on the command line and in TOML."""
+
+    word: str
+    from_toml: Callable[[Any], Any]
+    argparse: Mapping[str, Any]
+    show: Callable[[Any], str] = str
+
+
+def _exactly(*types: type) -> Callable[[Any], Any]:
+    def convert(value: Any) -> Any:
+        if type(value) not in types:  # bool is an int to isinstance
+            raise TypeError
+        return types[0](value)
+
+    return convert
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
+        raise TypeError
+    return tuple(value)
+
+
+KINDS: dict[Any, Kind] = {
+    str: Kind("a text", _exactly(str), {"metavar": "TEXT"}),
+    int: Kind("a whole number", _exactly(int), {"type": int, "metavar": "N"}),
+    float: Kind("a number", _exactly(float, int), {"type": float, "metavar": "X"}),
+    bool: Kind("true or false", _exactly(bool), {"action": argparse.BooleanOptionalAction}),
+    Path: Kind(
+        "a path", lambda value: Path(_exactly(str)(value)), {"type": Path, "metavar": "PATH"}
+    ),
+    tuple[str, ...]: Kind(
+        "a list of texts", _names, {"type": _names, "metavar": "A,B"}, lambda value: ",".join(value)
+    ),
+}
+"""Type of a config's field -> how it is read. Add a type here."""
+
+
+def _read_toml(file: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise config_error(f"cannot read the config file '{file}': {reason}.") from error
+    values = {}
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        if name not in hints:
+            raise config_error(f"unknown key '{key}' in '{file}'.{_nearest(name, list(hints))}")
+        kind = KINDS[hints[name]]
+        try:
+            values[name] = kind.from_toml(value)
+        except TypeError as error:
+            raise config_error(f"'{key}' in '{file}' is {value!r}, not {kind.word}.") from error
+    return values
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""

@@ -1,0 +1,60 @@
+"""The directory of a run: named by its config, stages inside, each done once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from experiments.config import RunConfig
+from prune_env.errors import RunError
+from prune_env.storage import write_text
+
+CONFIG = "config.json"
+
+
+def open_run(config: RunConfig) -> Path:
+    """The run directory, made if missing.
+
+    Raises:
+        RunError: it belongs to a run with another config, or cannot be written.
+    """
+    what = config.task.replace(":", ".").replace("/", ".") or config.model
+    folder = config.runs / (config.name or f"{what}-{config.budget:g}-{config.digest}")
+    facts = identity(config)
+    path = folder / CONFIG
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"'{path}' is damaged: {error}. Delete the run directory.") from error
+        if found != facts:
+            keys = [k for k in {**facts, **found} if facts.get(k) != found.get(k)]
+            differs = "; ".join(
+                f"{k} is {found.get(k)!r} there, {facts.get(k)!r} now" for k in keys
+            )
+            raise RunError(
+                f"'{folder}' holds a run with another config: {differs}. Choose another --name, or "
+                "leave it out."
+            )
+    else:
+        write_text(path, json.dumps(facts, indent=1))
+    return folder
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide the result, as JSON holds them."""
+    decides = {f.name for f in fields(config) if f.metadata.get("identity", True)}
+    values = {name: value for name, value in asdict(config).items() if name in decides}
+    result: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return result
+
+
+def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The JSON in `path`, made and written at the first call."""
+    if not path.exists():
+        write_text(path, json.dumps(make(), indent=1))
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result

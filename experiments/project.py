@@ -1,0 +1,40 @@
+"""What an experiment works on: a trained dense network and the splits of its data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from prune_env import PruningTask
+
+
+@dataclass(frozen=True, eq=False)
+class Project:
+    """A dense network, its data, and how to make tasks of them.
+
+    A function that returns one makes your own network and data known to `experiments.run`:
+    `--task mypackage.mymodule:make_project`. It gets task options as keywords. (A function
+    that returns a bare `PruningTask` does for the search, without test accuracy and fine-tuning.)
+
+    Attributes:
+        name: for titles.
+        dense: the trained network; never changed.
+        task: the pruning task; measures on training data only.
+        train: loader for fine-tuning (shuffled, augmented).
+        calibration: loader over training data in a fixed order, without augmentation.
+        val: loader that selects epochs.
+        test: loader for the final number.
+        factory: makes the dense network with any weights, for loading a saved folder.
+    """
+
+    name: str
+    dense: nn.Module
+    task: PruningTask
+    train: Iterable[Any]
+    calibration: Iterable[Any]
+    val: Iterable[Any]
+    test: Iterable[Any]
+    factory: Callable[[], nn.Module]

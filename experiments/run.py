@@ -1,0 +1,132 @@
+"""The whole path: train, search, apply, fine-tune, report.
+
+    python -m experiments.run --config experiments/configs/digits.toml
+    python -m experiments.run --model resnet20 --data cifar10_jpeg --weights model.safetensors
+
+Every stage leaves its files in the run directory; the same command goes on where it was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from experiments.config import RunConfig, main_guard, parse
+
+
+@main_guard
+def main(argv: Sequence[str]) -> int:
+    """Run all stages; returns the exit status."""
+    config = parse(RunConfig, argv, prog="python -m experiments.run", description=__doc__ or "")
+    from experiments.directory import open_run  # imports torch, which --help must not wait for
+
+    folder = open_run(config)
+    print(f"run directory: {folder}")
+    results = run(config, folder, shown_command(argv))
+    from experiments.report import format_table, write_report
+
+    write_report(results, folder)
+    print(format_table(results))
+    print(f"report: {folder / 'report.html'}")
+    print(json.dumps(summary(config, results)))
+    return 0
+
+
+def shown_command(argv: Sequence[str]) -> str:
+    """The command line that makes this run again."""
+    return " ".join(["python -m experiments.run", *argv])
+
+
+def run(config: RunConfig, folder: Path, command: str) -> dict[str, Any]:
+    """All stages but the pages; returns what report.py is made of, also in results.json."""
+    import torch
+
+    from experiments import stages
+    from experiments.directory import once
+    from prune_env import PruningTask
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    project = stages.open_project(config, folder)
+    task = project if isinstance(project, PruningTask) else project.task
+    names = [*dict.fromkeys(n for n in config.baselines if n != config.searcher), config.searcher]
+    found: dict[str, Any] = {}
+    for name in names:
+        log = _log(config, folder, task, name, {n: r.best for n, r in found.items()})
+        found[name] = stages.search(config, task, name, folder, log)
+        if log is not None:
+            log.close()
+    rows = [
+        stages.row_of(task, result, "agent" if name == config.searcher else "baseline")
+        for name, result in found.items()
+    ]
+    if isinstance(project, PruningTask):
+        return _results(config, task, {}, rows, command)
+    models = {"dense": project.dense}
+    for row, (name, result) in zip(rows, found.items(), strict=True):
+        tuned = stages.tune(config, project, result, folder / "tune" / name)
+        models[name] = tuned.model
+        row.update(tuned.facts)
+    dense = stages.dense_facts(project, folder)
+    times = once(folder / "latency.json", lambda: stages.latencies(project, models))
+    for row in rows:
+        row["latency_ms"] = times[row["name"]]
+    dense["latency_ms"] = times["dense"]
+    dense["test_samples"] = sum(len(targets) for _, targets in project.test)
+    results = _results(config, task, dense, rows, command)
+    from prune_env.storage import write_text
+
+    write_text(folder / "results.json", json.dumps(results, indent=1))
+    return results
+
+
+def _log(config: RunConfig, folder: Path, task: Any, name: str, baselines: dict[str, Any]) -> Any:
+    if not config.tensorboard:
+        return None
+    from agents.callbacks import TensorBoardLog
+    from experiments.directory import identity
+
+    return TensorBoardLog(folder / "tensorboard" / name, task, baselines, identity(config))
+
+
+def _results(
+    config: RunConfig, task: Any, dense: dict[str, Any], rows: list[dict[str, Any]], command: str
+) -> dict[str, Any]:
+    from experiments import stages
+    from experiments.directory import identity
+
+    shares = [task.costs.share(number) for number in range(task.length)]
+    groups = [
+        {"name": group.name, "units": group.units, "macs_share": share, "frozen": group.frozen}
+        for group, share in zip_longest([*task.groups, *task.frozen], shares, fillvalue=0.0)
+    ]
+    return {
+        "title": task.name,
+        "command": command,
+        "config": identity(config),
+        "machine": stages.machine(),
+        "dense": dense,
+        "rows": rows,
+        "groups": groups,
+        "budget": task.budget,
+        "on": task.on,
+        "note": f"latency: batch of {stages.LATENCY_BATCH}, median and quartiles",
+    }
+
+
+def summary(config: RunConfig, results: dict[str, Any]) -> dict[str, Any]:
+    """The figures and the settings that made them, for the last line of output."""
+    keys = ("accuracy_before", "accuracy_after", "kl", "macs_ratio", "params_ratio", "evaluations")
+    figures = {row["name"]: {key: row[key] for key in keys} for row in results["rows"]}
+    dense = {"accuracy_test": results["dense"].get("accuracy_test")}
+    from experiments.directory import identity
+
+    return {"dense": dense, **figures, "settings": identity(config)}
+
+
+if __name__ == "__main__":
+    sys.exit(main(None))

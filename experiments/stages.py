@@ -1,0 +1,272 @@
+"""The stages of a run. Each leaves files in the run directory and is skipped when they are there.
+
+dense -> search (every searcher) -> tune (every plan) -> report
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from agents.search import SearchResult, run_search
+from experiments.config import RunConfig
+from experiments.data import CropFlip, load_splits, loader
+from experiments.directory import once
+from experiments.models import build_model, load_weights
+from experiments.progress import progress
+from experiments.project import Project
+from prune_env import PruningTask, compact, finetune, reestimate_batchnorm, save
+from prune_env.deploy.bundle import METADATA, size_on_disk
+from prune_env.errors import ConfigError
+from prune_env.mdp.ledger import Ledger
+from prune_env.mdp.registry import resolve_factory
+from prune_env.mdp.rewards import Outcome
+from prune_env.measure.batches import take_batches
+from prune_env.measure.costs import CostModel
+from prune_env.measure.evaluators import ClassifierEvaluator
+from prune_env.measure.latency import measure_latency
+from prune_env.recovery.finetune import EpochRecord, FinetuneSettings
+from prune_env.storage import load_tensors, save_tensors
+
+EVALUATION_BATCH = 250
+LATENCY_BATCH = 64
+
+
+def task_options(config: RunConfig) -> dict[str, Any]:
+    """What a config says about the task, as keywords of `TaskOptions`."""
+    names = (
+        "budget", "on", "criterion", "repair", "reward", "reward_samples", "calibration_samples",
+        "ignore", "min_sparsity", "max_sparsity", "multiple_of", "seed",
+    )  # fmt: skip
+    return {name: getattr(config, name) for name in names}
+
+
+def open_project(config: RunConfig, folder: Path) -> Project | PruningTask:
+    """The network, data and task that the config names; trains the dense network if need be."""
+    if not config.task:
+        return _image_project(config, folder)
+    factory = resolve_factory(config.task)
+    made: Any = factory(**task_options(config))
+    if not isinstance(made, (Project, PruningTask)):
+        raise ConfigError(
+            f"'{config.task}' returned a {type(made).__name__}. Return a PruningTask (search only) "
+            "or an experiments.project.Project (search, fine-tuning, test accuracy)."
+        )
+    return made
+
+
+def _image_project(config: RunConfig, folder: Path) -> Project:
+    splits = load_splits(config.data, seed=config.seed)
+    factory = partial(build_model, config.model, len(splits.classes))
+    batches = partial(loader, mean=splits.mean, std=splits.std)
+    augment = CropFlip(4) if splits.train.images.shape[-1] >= 24 else None
+    train = batches(splits.train, batch_size=config.batch_size, augment=augment, shuffle=True)
+    val = batches(splits.val, batch_size=EVALUATION_BATCH)
+    dense = _dense(config, folder, factory, (train, val))
+    # The task's samples: a random but fixed part of the training images, without augmentation.
+    plain = batches(splits.train, batch_size=125, shuffle=True, seed=config.seed)
+    task = PruningTask.from_model(
+        dense, plain, name=f"{config.model} on {Path(config.data).name}", **task_options(config)
+    )
+    return Project(
+        name=task.name,
+        dense=dense,
+        task=task,
+        train=train,
+        calibration=plain,
+        val=val,
+        test=batches(splits.test, batch_size=EVALUATION_BATCH),
+        factory=factory,
+    )
+
+
+def _dense(
+    config: RunConfig, folder: Path, factory: partial[nn.Module], loaders: tuple[Any, Any]
+) -> nn.Module:
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(config.seed)
+        model = factory()
+    if config.weights:
+        return load_weights(model, config.weights).eval()
+    weights = folder / "dense" / "model.safetensors"
+    if not weights.exists():
+        settings = FinetuneSettings(
+            epochs=config.dense_epochs,
+            learning_rate=config.dense_learning_rate,
+            weight_decay=config.weight_decay,
+            label_smoothing=0.05,
+            seed=config.seed,
+        )
+        tuned = _tuned("dense", config, model, loaders, settings, folder / "dense")
+        save_tensors(weights, tuned.state_dict())
+    model.load_state_dict(load_tensors(weights))
+    return model.eval()
+
+
+def _tuned(
+    label: str,
+    config: RunConfig,
+    model: nn.Module,
+    loaders: tuple[Any, Any],
+    settings: FinetuneSettings,
+    folder: Path,
+    teacher: nn.Module | None = None,
+) -> nn.Module:
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "checkpoint.pt"
+    with progress(label, settings.epochs, "epochs", config.progress) as bar:
+
+        def tell(record: EpochRecord) -> None:
+            if record.epoch:
+                bar.step(f"val accuracy {record.val_accuracy:.2%}")
+
+        result = finetune(
+            model, *loaders, settings=settings, teacher=teacher, checkpoint=checkpoint,
+            on_epoch=tell,
+        )  # fmt: skip
+    return result.model
+
+
+def search(
+    config: RunConfig,
+    task: PruningTask,
+    name: str,
+    folder: Path,
+    listener: Any = None,
+) -> SearchResult:
+    """Let one searcher spend its evaluations; one-shot allocators spend one."""
+    label = f"search {name}"
+    with progress(label, config.evaluations, "episodes", config.progress) as bar:
+
+        def tell(ledger: Ledger, outcome: Outcome) -> None:
+            bar.step(f"best reward {ledger.best.reward:.4f}")
+            if listener is not None:
+                listener(ledger, outcome)
+
+        return run_search(
+            task, name, config.evaluations, config.seed, folder / "search" / name, on_outcome=tell
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """A pruned network before and after fine-tuning, and what was measured of it."""
+
+    model: nn.Module
+    facts: Mapping[str, Any]
+
+
+def tune(config: RunConfig, project: Project, result: SearchResult, folder: Path) -> Tuned:
+    """Apply a plan for good, fine-tune, save the small network, measure it on test."""
+    small = compact(project.dense, result.plan)
+    reestimate_batchnorm(small, take_batches(project.calibration, config.calibration_samples, 125))
+    settings = FinetuneSettings(
+        epochs=config.finetune_epochs,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        distill_weight=config.distill_weight,
+        seed=config.seed,
+    )
+
+    def measure() -> dict[str, Any]:
+        before = quality(project, small)
+        loaders = (project.train, project.val)
+        label = f"tune {result.plan.notes.get('searcher', '')}"
+        tuned = _tuned(label, config, small, loaders, settings, folder, project.dense)
+        after = quality(project, tuned) if config.finetune_epochs else None
+        save(folder / "model", tuned, result.plan, {"accuracy_test": after or before})
+        return {"accuracy_before": before, "accuracy_after": after}
+
+    facts = once(folder / "result.json", measure)
+    if (folder / "model" / METADATA).exists():
+        small.load_state_dict(load_tensors(folder / "model" / "model.safetensors"))
+    return Tuned(small.eval(), {**facts, "file_bytes": size_on_disk(folder / "model")})
+
+
+def quality(project: Project, model: nn.Module) -> float:
+    """Test accuracy: the one use of the test split."""
+    batches = take_batches(project.test, None)
+    return ClassifierEvaluator.of(model, batches)(model).accuracy
+
+
+def row_of(task: PruningTask, result: SearchResult, kind: str) -> dict[str, Any]:
+    """What the report says of one search."""
+    best, costs = result.best, task.costs(result.best.kept)
+    return {
+        "name": str(result.plan.notes.get("searcher", "")),
+        "kind": kind,
+        "seed": result.plan.notes.get("seed", 0),
+        "evaluations": len(result.history),
+        "search_seconds": result.seconds,
+        "reward": best.reward,
+        "kl": best.metrics.kl,
+        "accuracy_reward": best.metrics.accuracy,
+        "accuracy_before": None,
+        "accuracy_after": None,
+        "macs": float(costs[0]),
+        "params": float(costs[1]),
+        "macs_ratio": best.flops_ratio,
+        "params_ratio": best.params_ratio,
+        "file_bytes": None,
+        "latency_ms": None,
+        "sparsity": result.plan.sparsity,
+        "kept": {g.name: [k, g.units] for g, k in zip(task.groups, best.kept, strict=True)},
+        "history": [
+            {
+                "reward": outcome.reward,
+                "accuracy": outcome.metrics.accuracy,
+                "kl": outcome.metrics.kl,
+                "flops_ratio": outcome.flops_ratio,
+            }
+            for outcome in result.history
+        ],
+    }
+
+
+def latencies(project: Project, models: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
+    """Milliseconds per batch of `LATENCY_BATCH` test images, all networks in turns."""
+    batch = take_batches(project.test, LATENCY_BATCH, LATENCY_BATCH)[0]
+    return {name: vars(t) for name, t in measure_latency(models, batch.inputs).items()}
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu": platform.processor() or platform.machine(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def dense_facts(project: Project, folder: Path) -> dict[str, Any]:
+    """The dense network's row."""
+    example = take_batches(project.test, 2, 2)[0].inputs
+    costs = CostModel.of(project.dense, example, ()).fixed_M
+    path = folder / "dense" / "model.safetensors"
+    if not path.exists():
+        save_tensors(path, project.dense.state_dict())
+    return once(
+        folder / "dense" / "result.json",
+        lambda: {
+            "accuracy_test": quality(project, project.dense),
+            "accuracy_val": _accuracy(project.dense, project.val),
+            "macs": float(costs[0]),
+            "params": float(costs[1]),
+            "file_bytes": path.stat().st_size,
+        },
+    )
+
+
+def _accuracy(model: nn.Module, batches: Any) -> float:
+    taken = take_batches(batches, None)
+    return ClassifierEvaluator.of(model, taken)(model).accuracy

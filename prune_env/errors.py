@@ -1,0 +1,36 @@
+"""Every error that prune_env raises on bad input, in one family.
+
+A message says what is wrong, where, what was found, and the cure. Catch `PruneEnvError` for all.
+"""
+
+
+class PruneEnvError(Exception):
+    """Something the user gave cannot be used; the message names it and the cure."""
+
+
+class GroupError(PruneEnvError):
+    """A group, an axis, or an option that names groups does not fit the model."""
+
+
+class PlanError(PruneEnvError):
+    """A pruning plan is malformed or was made for another model."""
+
+
+class BudgetError(PruneEnvError):
+    """A budget is out of range or cannot be reached."""
+
+
+class DataError(PruneEnvError):
+    """A data set or loader is empty, malformed, or of the wrong shape."""
+
+
+class ModelError(PruneEnvError):
+    """A model cannot be run, or holds or produces NaN or infinite values."""
+
+
+class ConfigError(PruneEnvError):
+    """An option of an experiment or a task is unknown or out of range."""
+
+
+class RunError(PruneEnvError):
+    """A run directory cannot be used."""

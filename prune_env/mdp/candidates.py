@@ -1,0 +1,219 @@
+"""From a trained network and its data to what a task is made of."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from prune_env.errors import ConfigError, ModelError
+from prune_env.mdp.rewards import Reward
+from prune_env.measure.batches import Batch, take_batches
+from prune_env.measure.costs import CostModel, Metric
+from prune_env.measure.evaluators import ClassifierEvaluator, Evaluator, Metrics
+from prune_env.measure.gradients import loss_gradients
+from prune_env.structure.discover import find_groups
+from prune_env.structure.groups import PrunableGroup
+from prune_env.structure.inputs import map_tensors
+from prune_env.structure.options import PerGroup, constrain
+from prune_env.structure.rewrite import tensors_of
+from prune_env.surgery.apply import Candidates
+from prune_env.surgery.criteria import Criterion, criterion_named, require_finite, score_units
+from prune_env.surgery.repair import Repair, repair_named
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What a user may choose about a task.
+
+    Attributes:
+        budget: fraction of the dense cost that may remain.
+        on: the cost it limits: "macs", "params" or "bytes".
+        criterion: which units go first; a name in `CRITERIA` or a `Criterion`.
+        repair: what is done to a candidate before it is measured; a name in `REPAIRS` or a
+            function.
+        reward: a name in `REWARDS` or a function from `Outcome` to named terms.
+        calibration_samples: training samples for statistics and gradients.
+        reward_samples: further training samples that the reward is measured on.
+        batch_size: of both.
+        ignore: names or globs of layers to leave alone.
+        min_sparsity, max_sparsity: bounds on the fraction of units removed, for all groups or by
+            layer name or glob.
+        multiple_of: kept units are a multiple of this, for all groups or by name or glob.
+        seed: of random criteria and of the verification of groups.
+    """
+
+    budget: float = 0.5
+    on: Metric = "macs"
+    criterion: str | Criterion = "l1"
+    repair: str | Repair = "batchnorm"
+    reward: str | Reward = "kl"
+    calibration_samples: int = 500
+    reward_samples: int = 1000
+    batch_size: int = 125
+    ignore: Sequence[str] = ()
+    min_sparsity: PerGroup[float] = 0.0
+    max_sparsity: PerGroup[float] = 0.9
+    multiple_of: PerGroup[int] = 1
+    seed: int = 0
+
+    @staticmethod
+    def of(options: Mapping[str, Any]) -> TaskOptions:
+        """Options from keywords.
+
+        Raises:
+            ConfigError: names an unknown option and the nearest known ones.
+        """
+        known = [f.name for f in dataclasses.fields(TaskOptions)]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+                hint = f"did you mean '{near[0]}'?" if near else f"choose of {', '.join(known)}."
+                raise ConfigError(f"there is no task option '{name}'; {hint}")
+        return TaskOptions(**options)
+
+
+@dataclass
+class Clock:
+    """Seconds spent in the parts of candidate evaluation, for benchmarks."""
+
+    build: float = 0.0
+    repair: float = 0.0
+    measure: float = 0.0
+    calls: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateEvaluator:
+    """Quality of a plan: cut the network, repair it, measure it; each plan is measured once.
+
+    Attributes:
+        candidates: the builder of smaller networks.
+        groups: live groups, in the task's order.
+        orders: units of each group, the last to be removed first.
+        repair: what is done to a candidate before measuring.
+        calibration: batches for the repair.
+        measure: the evaluator.
+        dense: what the dense network measures.
+    """
+
+    candidates: Candidates
+    groups: tuple[PrunableGroup, ...]
+    orders: Mapping[str, Tensor]
+    repair: Repair
+    calibration: tuple[Batch, ...]
+    measure: Evaluator
+    dense: Metrics
+    clock: Clock = field(default_factory=Clock)
+    cache: dict[tuple[int, ...], Metrics] = field(default_factory=dict, repr=False)
+
+    def __call__(self, kept: tuple[int, ...]) -> Metrics:
+        if kept not in self.cache:
+            self.cache[kept] = self._measure(kept)
+        return self.cache[kept]
+
+    def build(self, kept: Sequence[int]) -> nn.Module:
+        """The repaired candidate; valid until the next call."""
+        pairs = zip(self.groups, kept, strict=True)
+        model = self.candidates.build({g.name: self.orders[g.name][:k] for g, k in pairs})
+        self.repair(model, self.calibration)
+        return model
+
+    def _measure(self, kept: tuple[int, ...]) -> Metrics:
+        start = time.perf_counter()
+        pairs = zip(self.groups, kept, strict=True)
+        model = self.candidates.build({g.name: self.orders[g.name][:k] for g, k in pairs})
+        built = time.perf_counter()
+        self.repair(model, self.calibration)
+        repaired = time.perf_counter()
+        metrics = self.measure(model)
+        self.clock.build += built - start
+        self.clock.repair += repaired - built
+        self.clock.measure += time.perf_counter() - repaired
+        self.clock.calls += 1
+        return metrics
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What `prepare` found out about a network; `groups` are live, `frozen` cannot be pruned."""
+
+    groups: tuple[PrunableGroup, ...]
+    frozen: tuple[PrunableGroup, ...]
+    costs: CostModel
+    scores: Mapping[str, Tensor]
+    evaluate: CandidateEvaluator
+
+
+def prepare(
+    model: nn.Module,
+    data: Iterable[Any],
+    options: TaskOptions,
+    groups: Sequence[PrunableGroup] | None = None,
+) -> Parts:
+    """Discover, score and price a network, and make the evaluator of its candidates.
+
+    See `PruningTask.from_model` for the arguments and errors.
+    """
+    require_finite(tensors_of(model))
+    named = isinstance(options.criterion, str)
+    criterion = criterion_named(options.criterion) if named else options.criterion  # type: ignore[arg-type]
+    assert isinstance(criterion, Criterion)
+    repair = repair_named(options.repair) if isinstance(options.repair, str) else options.repair
+    dense = _evaluation_copy(model)
+    calibration, rewarding = _split(data, options)
+    measure = ClassifierEvaluator.of(dense, rewarding)
+    example = map_tensors(lambda tensor: tensor[:2], calibration[0].inputs)
+    found = find_groups(dense, example, seed=options.seed) if groups is None else groups
+    bounded = _constrained(found, options)
+    live = tuple(group for group in bounded if not group.frozen)
+    frozen = tuple(group for group in bounded if group.frozen)
+    gradients = loss_gradients(dense, calibration) if criterion.gradients else None
+    scores = score_units(dense, live, criterion, gradients=gradients, seed=options.seed)
+    evaluate = CandidateEvaluator(
+        candidates=Candidates(dense, live),
+        groups=live,
+        orders={group.name: group.pattern.order(scores[group.name]) for group in live},
+        repair=repair,
+        calibration=tuple(calibration),
+        measure=measure,
+        dense=measure(dense),
+    )
+    return Parts(live, frozen, CostModel.of(dense, example, live), scores, evaluate)
+
+
+def _evaluation_copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model).eval()
+    except Exception as error:
+        raise ModelError(f"{type(model).__name__} cannot be copied: {error}.") from error
+
+
+def _constrained(
+    groups: Sequence[PrunableGroup], options: TaskOptions
+) -> tuple[PrunableGroup, ...]:
+    return constrain(
+        groups,
+        ignore=options.ignore,
+        min_sparsity=options.min_sparsity,
+        max_sparsity=options.max_sparsity,
+        multiple_of=options.multiple_of,
+    )
+
+
+def _split(data: Iterable[Any], options: TaskOptions) -> tuple[list[Batch], list[Batch]]:
+    """Calibration batches, then reward batches; a loader too short for both serves both."""
+    wanted = options.calibration_samples + options.reward_samples
+    batches = take_batches(data, wanted, options.batch_size)
+    taken, calibration = 0, []
+    for batch in batches:
+        if taken < options.calibration_samples:
+            calibration.append(batch)
+            taken += len(batch)
+    return calibration, batches[len(calibration) :] or batches

@@ -1,0 +1,140 @@
+"""Honest accounting: every searcher measures plans through a `Ledger`, and every plan is charged.
+
+The journal makes any searcher resumable without its help: a searcher is deterministic under its
+seed, so the same search started again asks for the same plans in the same order, and those already
+in the journal are answered from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prune_env.errors import RunError
+from prune_env.mdp.rewards import Outcome
+from prune_env.mdp.task import PruningTask
+from prune_env.measure.evaluators import Metrics
+from prune_env.storage import write_text
+
+
+class Exhausted(Exception):
+    """All evaluations are spent; `Ledger.run` ends the search here."""
+
+
+class Ledger:
+    """Measures plans for one search, charges them, and remembers them.
+
+    Asking for the same plan twice is charged twice: a searcher that repeats itself pays for it.
+
+    Attributes:
+        task: the task, whose `outcome` is the expensive part.
+        limit: evaluations that may be charged.
+        history: every outcome, in order.
+    """
+
+    def __init__(
+        self,
+        task: PruningTask,
+        limit: int,
+        journal: str | Path | None = None,
+        on_outcome: Callable[[Ledger, Outcome], None] | None = None,
+    ) -> None:
+        self.task, self.limit = task, limit
+        self.history: list[Outcome] = []
+        self._listener = on_outcome
+        self._journal = None if journal is None else Path(journal)
+        self._known = _read(self._journal)
+        self._replayed = 0
+
+    @property
+    def spent(self) -> int:
+        """Evaluations charged so far."""
+        return len(self.history)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing more may be measured."""
+        return self.spent >= self.limit
+
+    @property
+    def best(self) -> Outcome:
+        """The outcome with the highest reward, the earliest of equals."""
+        return max(self.history, key=lambda outcome: outcome.reward)
+
+    def measure(self, kept: Sequence[int]) -> Outcome:
+        """The outcome of a finished plan, charged as one evaluation.
+
+        Raises:
+            Exhausted: nothing is left to spend.
+            RunError: the journal is of another search.
+        """
+        if self.exhausted:
+            raise Exhausted
+        outcome = self._recall(tuple(kept)) or self._measure(tuple(kept))
+        self.history.append(outcome)
+        if self._listener is not None:
+            self._listener(self, outcome)
+        return outcome
+
+    def run(self, search: Callable[[Ledger, int], None], seed: int) -> Outcome:
+        """Let a searcher spend the evaluations; returns the best outcome.
+
+        Raises:
+            RunError: the searcher ended without measuring any plan.
+        """
+        with contextlib.suppress(Exhausted):
+            search(self, seed)
+        if not self.history:
+            raise RunError(f"searcher {search!r} measured no plan. It must call ledger.measure.")
+        return self.best
+
+    def _measure(self, kept: tuple[int, ...]) -> Outcome:
+        outcome = self.task.outcome(kept)
+        if self._journal is not None:
+            self._known.append(_row(outcome))
+            self._replayed += 1
+            _append(self._journal, self._known[-1])
+        return outcome
+
+    def _recall(self, kept: tuple[int, ...]) -> Outcome | None:
+        if self._replayed >= len(self._known):
+            return None
+        row = self._known[self._replayed]
+        if tuple(row["kept"]) != kept:
+            raise RunError(
+                f"'{self._journal}' is of another search: its plan {self._replayed} is not "
+                "the one asked for now (other code, settings or library versions?). Delete the "
+                "file to search afresh."
+            )
+        self._replayed += 1
+        return Outcome(**{**row, "kept": kept, "metrics": Metrics(**row["metrics"])})
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    return {**asdict(outcome), "kept": list(outcome.kept), "terms": dict(outcome.terms)}
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path | None) -> list[dict[str, Any]]:
+    """Rows of a journal; a last line that a kill cut short is dropped from the file."""
+    if path is None or not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        write_text(path, "".join(lines := lines[:-1]))
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise RunError(f"'{path}' is not a search journal: {error}. Delete it.") from error

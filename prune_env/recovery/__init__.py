@@ -1,0 +1,16 @@
+"""Getting accuracy back after units were removed: fine-tuning, with or without a teacher."""
+
+from prune_env.recovery.epoch import Quality, accuracy_and_loss
+from prune_env.recovery.finetune import EpochRecord, FinetuneResult, finetune
+from prune_env.recovery.schedule import OPTIMIZERS, FinetuneSettings, learning_rate_at
+
+__all__ = [
+    "OPTIMIZERS",
+    "EpochRecord",
+    "FinetuneResult",
+    "FinetuneSettings",
+    "Quality",
+    "accuracy_and_loss",
+    "finetune",
+    "learning_rate_at",
+]

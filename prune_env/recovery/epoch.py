@@ -1,0 +1,193 @@
+"""One pass over the data: to move the weights, or to measure them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prune_env.errors import DataError, ModelError
+from prune_env.measure.batches import Batch, split_batch
+from prune_env.recovery.schedule import FinetuneSettings
+from prune_env.structure.inputs import Inputs, call_model, logits_of, map_tensors
+
+IGNORED = -100
+"""The target of a position without a label, as in PyTorch."""
+
+Loss = Callable[[Tensor, Tensor, Inputs], Tensor]
+"""(logits (B, C), targets (B,), inputs) -> scalar."""
+
+
+class Quality(NamedTuple):
+    """What a model is worth on some data; accuracy in [0, 1], mean cross-entropy in nats."""
+
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a run a batch was met, for messages."""
+
+    name: str
+    epoch: int
+    step: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name}, epoch {self.epoch}, step {self.step}"
+
+
+def batches(loader: Iterable[Any], device: torch.device, place: Place) -> Iterator[Batch]:
+    """Every batch of one pass, on `device`.
+
+    Raises:
+        DataError: the loader is empty or can be read only once, or yields a malformed item.
+    """
+    if iter(loader) is loader:
+        raise DataError(
+            f"{place.name} is a {type(loader).__name__}, which can be read only once. Give "
+            "something that starts again every epoch: a DataLoader or a list of batches."
+        )
+    step = -1
+    for step, item in enumerate(loader):
+        batch = split_batch(item)
+        if len(batch) == 0:
+            raise DataError(f"batch {step} of {place.name} is empty.")
+        inputs = map_tensors(lambda tensor: tensor.to(device), batch.inputs)
+        yield Batch(inputs, batch.targets.to(device))
+    if step < 0:
+        raise DataError(f"{place.name} is empty: its loader yielded no batch in {place}.")
+
+
+def logits_for(model: nn.Module, batch: Batch, place: Place) -> tuple[Tensor, Tensor]:
+    """Logits (B, C) and targets (B,) of a batch; positions, if any, are folded into B.
+
+    Raises:
+        ModelError: the model cannot run the batch.
+        DataError: the targets do not fit the logits.
+    """
+    try:
+        output = call_model(model, batch.inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot run a batch of shape {_shapes(batch.inputs)} "
+            f"({place}): {error}. Does the loader give what the model takes?"
+        ) from error
+    logits, targets = logits_of(output), batch.targets
+    if logits.ndim < 2 or logits.shape[:-1] != targets.shape:
+        raise DataError(
+            f"logits of shape {tuple(logits.shape)} need targets of shape "
+            f"{tuple(logits.shape[:-1])}, found {tuple(targets.shape)} ({place})."
+        )
+    if targets.is_floating_point() or targets.is_complex():
+        raise DataError(f"targets are {targets.dtype}; class numbers (int64) are needed ({place}).")
+    classes = logits.shape[-1]
+    targets = targets.long()
+    labelled = targets[targets != IGNORED]
+    if not len(labelled):
+        raise DataError(f"every target of a batch is {IGNORED}, which means unlabelled ({place}).")
+    low, high = int(labelled.min()), int(labelled.max())
+    if low < 0 or high >= classes:
+        raise DataError(
+            f"targets run from {low} to {high} but the model has {classes} classes, numbered "
+            f"0 to {classes - 1} ({place}). Renumber the labels or widen the last layer."
+        )
+    return logits.reshape(-1, classes), targets.reshape(-1)
+
+
+def _shapes(inputs: Inputs) -> str:
+    shapes: list[tuple[int, ...]] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        shapes.append(tuple(tensor.shape))
+        return tensor
+
+    map_tensors(note, inputs)
+    return ", ".join(map(str, shapes))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter lives; the CPU for a model without any."""
+    return next((value.device for value in model.parameters()), torch.device("cpu"))
+
+
+def accuracy_and_loss(
+    model: nn.Module, loader: Iterable[Any], *, place: Place | None = None
+) -> Quality:
+    """Accuracy and mean cross-entropy of `model` over one pass of `loader`, in eval mode.
+
+    The training flag of every submodule is put back afterwards.
+
+    Raises:
+        DataError: the loader is empty, malformed, or its targets do not fit the model.
+        ModelError: the model cannot run a batch, or gives NaN or infinite outputs.
+    """
+    place = place or Place("the loader", 0)
+    device = device_of(model)
+    correct, loss, count = 0, 0.0, 0
+    with _evaluating(model), torch.no_grad():
+        for step, batch in enumerate(batches(loader, device, place)):
+            here = Place(place.name, place.epoch, step)
+            logits, targets = logits_for(model, batch, here)
+            if not bool(torch.isfinite(logits).all()):
+                raise ModelError(
+                    f"{type(model).__name__} gives NaN or infinite logits ({here}). Check its "
+                    "weights and inputs; if tuning made them, lower the learning rate."
+                )
+            correct += int((logits.argmax(-1) == targets).sum())  # no class is IGNORED
+            loss += float(F.cross_entropy(logits.float(), targets, reduction="sum"))
+            count += int((targets != IGNORED).sum())
+    return Quality(correct / count, loss / count)
+
+
+class _evaluating:
+    """Eval mode inside, every submodule's own mode again after."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.modes = {module: module.training for module in model.modules()}
+
+    def __enter__(self) -> None:
+        self.model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for module, mode in self.modes.items():
+            module.training = mode
+
+
+def build_loss(settings: FinetuneSettings, teacher: nn.Module | None) -> Loss:
+    """The loss to descend: cross-entropy, mixed with the teacher's opinion where there is one.
+
+    With share w and temperature T: (1 - w) * CE + w * T^2 * KL(teacher || student), both
+    softened by T; T^2 keeps the gradients of the two terms of one size. Distilling the Knowledge
+    in a Neural Network, Hinton, Vinyals and Dean 2015. `teacher` is only called.
+    """
+
+    def cross_entropy(logits: Tensor, targets: Tensor, inputs: Inputs) -> Tensor:
+        return F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
+
+    if teacher is None:
+        return cross_entropy
+    dense = teacher
+    weight, heat = settings.distill_weight, settings.temperature
+
+    def distilled(logits: Tensor, targets: Tensor, inputs: Inputs) -> Tensor:
+        with torch.no_grad():
+            opinion = logits_of(call_model(dense, inputs))
+        if opinion.shape[-1] != logits.shape[-1]:
+            raise ModelError(
+                f"the teacher has {opinion.shape[-1]} classes, the model {logits.shape[-1]}. "
+                "Distil from the dense network of the same task."
+            )
+        labelled = targets != IGNORED
+        soft = F.log_softmax(opinion.reshape(logits.shape)[labelled] / heat, dim=-1)
+        ours = F.log_softmax(logits[labelled] / heat, dim=-1)
+        divergence = F.kl_div(ours, soft, reduction="batchmean", log_target=True)
+        hard = cross_entropy(logits, targets, inputs)
+        return (1 - weight) * hard + weight * heat**2 * divergence
+
+    return distilled

@@ -1,0 +1,80 @@
+"""What a model is called with and what it gives back: one tensor, several, or named ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from prune_env.errors import DataError, ModelError
+
+Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
+
+
+def call_model(model: nn.Module, inputs: Inputs) -> Any:
+    """`model(x)` for a tensor, `model(*x)` for a tuple or list, `model(**x)` for a dict."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, tuple | list):
+        return model(*inputs)
+    return model(inputs)
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in a model's output: the tensor itself, `.logits`, `["logits"]` or the first item.
+
+    Raises:
+        ModelError: none of these is a tensor.
+    """
+    logits = output
+    if hasattr(output, "logits"):
+        logits = output.logits
+    elif isinstance(output, Mapping):
+        logits = output.get("logits")
+    elif isinstance(output, tuple | list) and output:
+        logits = output[0]
+    if isinstance(logits, Tensor):
+        return logits
+    raise ModelError(
+        f"the model returned a {type(output).__name__} without logits. Return a tensor, a tuple "
+        "whose first item is the logits, or an object or dict with 'logits'."
+    )
+
+
+def map_tensors(fn: Callable[[Tensor], Tensor], inputs: Any) -> Any:
+    """`inputs` with `fn` applied to every tensor in it, nested ones too; the rest as it was."""
+    if isinstance(inputs, Tensor):
+        return fn(inputs)
+    if isinstance(inputs, Mapping):
+        return {name: map_tensors(fn, value) for name, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        values = [map_tensors(fn, value) for value in inputs]
+        return values if isinstance(inputs, list) else tuple(values)
+    return inputs
+
+
+def batch_size(inputs: Any) -> int:
+    """Samples in `inputs`: the first dimension of its first tensor that has one.
+
+    Raises:
+        DataError: there is no such tensor.
+    """
+    for tensor in _tensors(inputs):
+        if tensor.ndim:
+            return int(tensor.shape[0])
+    raise DataError(
+        f"the inputs ({type(inputs).__name__}) hold no tensor with a batch dimension. "
+        "Give a tensor, or a tuple or dict of tensors, of shape (batch, ...)."
+    )
+
+
+def _tensors(inputs: Any) -> Iterator[Tensor]:
+    if isinstance(inputs, Tensor):
+        yield inputs
+    elif isinstance(inputs, Mapping):
+        for value in inputs.values():
+            yield from _tensors(value)
+    elif isinstance(inputs, tuple | list):
+        for value in inputs:
+            yield from _tensors(value)

@@ -1,0 +1,142 @@
+"""No discovered group is believed: masked must equal compact on random inputs and keep sets.
+
+The check runs in float64 on a copy whose parameters and statistics are disturbed, so that a fresh
+network (all normalisation at 0 and 1, layer scales of 1e-6) cannot hide a misaligned channel.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from prune_env.structure.groups import PrunableGroup
+from prune_env.structure.inputs import Inputs, call_model, map_tensors
+from prune_env.structure.rewrite import Layout, assign, tensors_of
+from prune_env.structure.trace import tensors_in
+
+TOLERANCE = 1e-6
+"""Largest difference allowed, relative to the largest output; float64 leaves 1e-12."""
+
+
+def verify(
+    model: nn.Module, inputs: Inputs, groups: Sequence[PrunableGroup], seed: int = 0
+) -> tuple[PrunableGroup, ...]:
+    """Mark every live group as verified, or freeze it with what went wrong.
+
+    All groups are cut together first; only when that fails are they added one by one.
+
+    Args:
+        model: the dense network in eval mode; it is copied.
+        inputs: example inputs.
+        groups: groups of this model; frozen ones pass through.
+        seed: of the random weights, inputs and keep sets.
+    """
+    live = [group for group in groups if not group.frozen]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        probe = _Probe(model, inputs)
+        faults = {} if not probe.fault(live) else _find_faults(probe, live)
+    return tuple(_judged(group, faults) for group in groups)
+
+
+def _find_faults(probe: _Probe, groups: Sequence[PrunableGroup]) -> dict[str, str]:
+    accepted: list[PrunableGroup] = []
+    faults: dict[str, str] = {}
+    for group in groups:
+        fault = probe.fault([*accepted, group])
+        if fault:
+            faults[group.name] = fault
+        else:
+            accepted.append(group)
+    return faults
+
+
+def _judged(group: PrunableGroup, faults: Mapping[str, str]) -> PrunableGroup:
+    if group.frozen:
+        return group
+    fault = faults.get(group.name, "")
+    return replace(group, frozen=fault, verified=not fault)
+
+
+class _Probe:
+    """A disturbed float64 copy of the model, cut and restored for every question."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        self.model = copy.deepcopy(model).double()
+        self.inputs = map_tensors(_double, inputs)
+        try:
+            with torch.no_grad():
+                call_model(self.model, self.inputs)
+        except Exception:  # code that fixes float32: check in float32 instead
+            self.model, self.inputs = copy.deepcopy(model), inputs
+        self.tolerance = TOLERANCE if self.inputs is not inputs else 1e-3
+        _disturb(self.model)
+
+    def fault(self, groups: Sequence[PrunableGroup], trials: int = 2) -> str:
+        """What goes wrong when all `groups` are cut at random; empty when nothing does."""
+        layout = Layout(groups)
+        tensors = tensors_of(self.model)
+        for _ in range(trials if groups else 0):
+            kept = {group.name: _random_units(group) for group in groups}
+            masked = self._run(layout.mask(tensors, kept), {}, layout)
+            try:
+                shrunk = layout.shrink(tensors, kept)
+                compact = self._run(shrunk, layout.sizes(kept), layout)
+            except Exception as error:  # whatever the user's forward raises on new widths
+                first = str(error).strip().partition("\n")[0]
+                return f"compact network fails: {first[:90]}"
+            difference = _difference(masked, compact)
+            if not difference <= self.tolerance:
+                return f"masked and compact differ by {difference:.0e}"
+        return ""
+
+    def _run(
+        self, tensors: Mapping[str, Tensor], sizes: Mapping[str, int], layout: Layout
+    ) -> list[Tensor]:
+        dense = {name: tensors_of(self.model)[name] for name in tensors}
+        whole = layout.sizes({}) if sizes else {}
+        assign(self.model, tensors, sizes)
+        try:
+            with torch.no_grad():
+                found = tensors_in(call_model(self.model, self.inputs))
+        finally:
+            assign(self.model, dense, whole)
+        return [tensor for tensor in found if tensor.is_floating_point()]
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _disturb(model: nn.Module) -> None:
+    """Make every channel different; positive vectors (variances, scales) stay positive."""
+    with torch.no_grad():
+        for tensor in tensors_of(model).values():
+            if tensor.is_floating_point():
+                noise = torch.randn_like(tensor)
+                if tensor.ndim == 1 and bool((tensor > 0).all()):
+                    tensor.mul_(torch.exp(0.2 * noise))
+                else:
+                    tensor.add_(0.2 * (tensor.abs().mean() + 0.05) * noise)
+
+
+def _random_units(group: PrunableGroup) -> Tensor:
+    """Between a quarter and all but one of the units, so that signals survive a deep network."""
+    low = max(1, group.min_keep, group.units // 4)
+    count = int(torch.randint(low, max(low + 1, group.units), ()))
+    return torch.randperm(group.units)[:count].sort().values
+
+
+def _difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    worst = 0.0
+    for a, b in zip(first, second, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        if a.numel():
+            scale = a.abs().max().clamp(min=1e-12)
+            worst = max(worst, float((a - b).abs().max() / scale))
+    return worst
