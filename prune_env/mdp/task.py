@@ -45,7 +45,7 @@ class State:
     asked: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PruningTask:
     """A network to prune, as a deterministic decision process.
 

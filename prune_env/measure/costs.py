@@ -31,7 +31,7 @@ METRICS: tuple[Metric, ...] = ("macs", "params", "bytes")
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CostModel:
     """The cost polynomial of one network over its groups.
 

@@ -38,7 +38,7 @@ class Evaluator(Protocol):
     def __call__(self, model: nn.Module) -> Metrics: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClassifierEvaluator:
     """Accuracy, cross-entropy and KL to the dense network on fixed batches.
 

@@ -10,7 +10,7 @@ from prune_env.structure.groups import PrunableGroup
 
 def prunable_share(costs: CostModel) -> float:
     """Fraction of the MACs spent in tensors that some group can shrink."""
-    return 1.0 - float(costs.fixed_M[0] / costs.dense[0])
+    return 1.0 - float(costs.fixed_M[0] / costs.dense[0]) if costs.dense[0] else 0.0
 
 
 def format_groups(groups: Sequence[PrunableGroup], costs: CostModel | None = None) -> str:

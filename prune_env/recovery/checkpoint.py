@@ -7,7 +7,6 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -132,7 +131,7 @@ def load_progress(path: Path, print_: Fingerprint) -> Progress | None:
             content["optimizer"],
             content["best"],
         )
-    except (OSError, RuntimeError, LookupError, EOFError, TypeError, UnpicklingError) as error:
+    except Exception as error:  # torch.load lets through whatever damaged bytes run into
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise RunError(
             f"'{path}' is not a fine-tuning checkpoint ({reason[0]}). "

@@ -47,13 +47,14 @@ def batches(loader: Iterable[Any], device: torch.device, place: Place) -> Iterat
     Raises:
         DataError: the loader is empty or can be read only once, or yields a malformed item.
     """
-    if iter(loader) is loader:
+    iterator = iter(loader)  # once: it may start worker processes
+    if iterator is loader:
         raise DataError(
             f"{place.name} is a {type(loader).__name__}, which can be read only once. Give "
             "something that starts again every epoch: a DataLoader or a list of batches."
         )
     step = -1
-    for step, item in enumerate(loader):
+    for step, item in enumerate(iterator):
         batch = split_batch(item)
         if len(batch) == 0:
             raise DataError(f"batch {step} of {place.name} is empty.")

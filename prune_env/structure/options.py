@@ -43,6 +43,7 @@ def constrain(
         GroupError: a name or glob matches nothing, or a bound is out of range.
     """
     names = {name for group in groups for name in layers_of(group)}
+    ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     asked = list(ignore)
     for value in (min_sparsity, max_sparsity, multiple_of):
         asked += list(value) if isinstance(value, Mapping) else []

@@ -101,8 +101,15 @@ class Layout:
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by state_dict key, tied ones under every key."""
-    tensors: dict[str, Tensor] = model.state_dict(keep_vars=True)
-    return tensors
+    held = {id(tensor) for module in model.modules() for tensor in _own(module).values()}
+    # A state_dict may also hold extra state of any type, and tensors that a hook made up.
+    return {name: t for name, t in model.state_dict(keep_vars=True).items() if id(t) in held}
+
+
+def _own(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of the module itself, by attribute."""
+    both = {**module._parameters, **module._buffers}
+    return {leaf: tensor for leaf, tensor in both.items() if tensor is not None}
 
 
 def require_tensors(model: nn.Module, groups: Sequence[PrunableGroup]) -> None:
@@ -139,9 +146,8 @@ def places_of(model: nn.Module) -> Places:
     """Where each tensor hangs; tied tensors have several places. Stays true after `assign`."""
     holders: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
-        for leaf, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None:
-                holders.setdefault(id(tensor), []).append((module, leaf))
+        for leaf, tensor in _own(module).items():
+            holders.setdefault(id(tensor), []).append((module, leaf))
     return {name: holders[id(tensor)] for name, tensor in tensors_of(model).items()}
 
 

@@ -9,14 +9,14 @@ the trace never fails on a model that runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from prune_env.structure.groups import Role
 from prune_env.structure.inputs import Inputs, call_model
@@ -219,9 +219,13 @@ class Trace(TorchDispatchMode):
 
 def tensors_in(output: Any) -> list[Tensor]:
     """Every tensor in a nested output (tuple, dict, dataclass of a model zoo)."""
-    found: list[Tensor] = []
-    tree_map(lambda value: found.append(value) if isinstance(value, Tensor) else None, output)
-    if not found and hasattr(output, "__dict__"):
-        for value in vars(output).values():
-            found += tensors_in(value) if not isinstance(value, Tensor) else [value]
-    return found
+    return list(_leaves(output, set()))
+
+
+def _leaves(output: Any, seen: set[int]) -> Iterator[Tensor]:
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif hasattr(leaf, "__dict__") and not callable(leaf) and id(leaf) not in seen:
+            seen.add(id(leaf))  # objects may point back at each other
+            yield from _leaves(list(vars(leaf).values()), seen)

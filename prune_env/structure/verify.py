@@ -68,12 +68,13 @@ class _Probe:
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self.model = copy.deepcopy(model).double()
         self.inputs = map_tensors(_double, inputs)
+        self.tolerance = TOLERANCE
         try:
             with torch.no_grad():
                 call_model(self.model, self.inputs)
         except Exception:  # code that fixes float32: check in float32 instead
             self.model, self.inputs = copy.deepcopy(model), inputs
-        self.tolerance = TOLERANCE if self.inputs is not inputs else 1e-3
+            self.tolerance = 1e-3
         _disturb(self.model)
 
     def fault(self, groups: Sequence[PrunableGroup], trials: int = 2) -> str:
@@ -113,15 +114,14 @@ def _double(tensor: Tensor) -> Tensor:
 
 
 def _disturb(model: nn.Module) -> None:
-    """Make every channel different; positive vectors (variances, scales) stay positive."""
+    """Make every channel different; variances must not become negative, so neither does any vector
+    without negative entries (a variance is 0 where a channel is dead)."""
     with torch.no_grad():
         for tensor in tensors_of(model).values():
             if tensor.is_floating_point():
-                noise = torch.randn_like(tensor)
-                if tensor.ndim == 1 and bool((tensor > 0).all()):
-                    tensor.mul_(torch.exp(0.2 * noise))
-                else:
-                    tensor.add_(0.2 * (tensor.abs().mean() + 0.05) * noise)
+                noise = 0.2 * (tensor.abs().mean() + 0.05) * torch.randn_like(tensor)
+                positive = tensor.ndim == 1 and bool((tensor >= 0).all())
+                tensor.add_(noise.abs() if positive else noise)
 
 
 def _random_units(group: PrunableGroup) -> Tensor:

@@ -73,7 +73,8 @@ class Candidates:
         self._places = places_of(self._shell)
         buffers = {name for name, _ in self._shell.named_buffers()}
         self._buffers = {name: t for name, t in self._dense.items() if name in buffers}
-        self._lived = {name: self._dense[name] for name in self._layout.cuts}
+        axes = [axis for group in groups for axis in group.axes if axis.role != "count"]
+        self._lived = {axis.tensor: self._dense[axis.tensor] for axis in axes}
 
     def build(self, kept: Mapping[str, Tensor]) -> nn.Module:
         """The network with these units; equal to `compact` of the same plan."""

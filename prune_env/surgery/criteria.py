@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prune_env.errors import ConfigError, GroupError, ModelError
 from prune_env.structure.groups import Axis, PrunableGroup, Role, pool
-from prune_env.structure.rewrite import tensors_of
+from prune_env.structure.rewrite import require_tensors, tensors_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,10 +120,12 @@ def score_units(
 
     Raises:
         ConfigError: unknown criterion.
-        GroupError: a group has no tensor with the roles the criterion looks at.
+        GroupError: the groups are of another model, or one has no tensor with the roles the
+            criterion looks at.
         ModelError: weights hold NaN or infinite values.
     """
     chosen = criterion_named(criterion) if isinstance(criterion, str) else criterion
+    require_tensors(model, groups)
     tensors = tensors_of(model)
     require_finite(tensors)
     generator = torch.Generator().manual_seed(seed)

@@ -139,7 +139,9 @@ class PruningPlan:
             groups = tuple(_group_of(entry) for entry in content["groups"])
             kept = {str(name): tuple(int(u) for u in us) for name, us in content["kept"].items()}
             return PruningPlan(groups, kept, dict(content["notes"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
+        ) as error:
             raise PlanError(
                 f"this is not a pruning plan ({type(error).__name__}: {error}). Give a plan.json "
                 "that PruningPlan.save wrote."

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from prune_env.mdp.task import PruningTask
 from prune_env.recovery.finetune import FinetuneSettings, finetune
 from prune_env.tasks.cache import Tensors, cache_folder, cached_tensors
 
@@ -152,11 +151,6 @@ def dense_digits(cache: Path | None = None) -> DigitsNet:
     file = (cache or cache_folder()) / f"digits-{_digest(shapes)}.safetensors"
     net.load_state_dict(cached_tensors(file, partial(_train_dense, DENSE), fits))
     return net.eval()
-
-
-def make_task(**options: Any) -> PruningTask:
-    """The built-in task: prune the dense digits network; `options` are those of `TaskOptions`."""
-    return PruningTask.from_model(dense_digits(), [load_digits().train], name="digits", **options)
 
 
 def _digest(shapes: dict[str, torch.Size]) -> str:
