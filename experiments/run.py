@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +98,15 @@ def _results(
     from experiments import stages
     from experiments.directory import identity
 
-    shares = [task.costs.share(number) for number in range(task.length)]
+    shares = {name: task.costs.share(number) for number, name in enumerate(task.costs.names)}
     groups = [
-        {"name": group.name, "units": group.units, "macs_share": share, "frozen": group.frozen}
-        for group, share in zip_longest([*task.groups, *task.frozen], shares, fillvalue=0.0)
+        {
+            "name": g.name,
+            "units": g.units,
+            "macs_share": shares.get(g.name, 0.0),
+            "frozen": g.frozen,
+        }
+        for g in (*task.groups, *task.frozen)
     ]
     return {
         "title": task.name,

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from prune_env.mdp.candidates import TaskOptions
 from prune_env.mdp.ledger import Ledger
 from prune_env.mdp.rewards import Outcome
-from prune_env.mdp.task import PruningTask
+from prune_env.mdp.task import PruningTask, leftover_named
 from prune_env.measure.costs import CostBuilder, CostModel
 from prune_env.measure.evaluators import Metrics
 from prune_env.structure.groups import Axis, PrunableGroup, Span
@@ -241,29 +241,37 @@ def toy_inputs(name: str, seed: int = 0, batch: int = 2) -> Inputs:
 
 
 def toy_task(
-    target: float = 0.35, length: int = 4, units: int = 20, budget: float = 1.0, **options: Any
+    target: float | Sequence[float] = 0.35,
+    length: int = 4,
+    units: int = 20,
+    budget: float = 1.0,
+    **options: Any,
 ) -> PruningTask:
     """A task without a network that pays `-mean |sparsity - target|`: any learner must solve it.
 
     Args:
-        target: the sparsity that is best for every group.
+        target: the sparsity that is best for every group, or one for each. With the budget
+            given back (the default) only a target that spends it can be reached.
         length: number of groups.
         units: units per group.
         budget: fraction of the cost that may remain; a chain of equally wide layers is priced.
-        options: none; they are refused like unknown task options.
+        options: `leftover`; other task options have no effect.
     """
-    TaskOptions.of(options)
+    leftover = leftover_named(TaskOptions.of(options).leftover)
+    targets = [target] * length if isinstance(target, float) else list(target)
+    length = len(targets)
     groups = tuple(_toy_group(number, units) for number in range(length))
     shapes = [(units, units)] * length
     costs = _toy_costs(groups, shapes)
 
     def evaluate(kept: tuple[int, ...]) -> Metrics:
-        error = sum(abs(1 - k / units - target) for k in kept) / len(kept)
+        pairs = zip(kept, targets, strict=True)
+        error = sum(abs(1 - k / units - t) for k, t in pairs) / len(kept)
         return Metrics(accuracy=1 - error, loss=error, kl=error, samples=1)
 
     scores = {group.name: torch.arange(units, 0, -1, dtype=torch.float64) for group in groups}
     return PruningTask(
-        groups, costs, evaluate, scores, budget=budget, reward=_closeness, name="toy"
+        groups, costs, evaluate, scores, budget, reward=_closeness, name="toy", leftover=leftover
     )
 
 

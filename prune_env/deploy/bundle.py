@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,9 +40,6 @@ def save(
         RunError: the folder cannot be written.
     """
     folder = Path(folder)
-    tensors = tensors_of(model)
-    save_tensors(folder / WEIGHTS, tensors)
-    plan.save(folder / PLAN)
     content = {
         "format": 1,
         "class": type(model).__name__,
@@ -49,7 +47,12 @@ def save(
         "torch": torch.__version__,
         "metadata": dict(metadata or {}),
     }
-    write_text(folder / METADATA, json.dumps(content, indent=1))
+    described = json.dumps(content, indent=1)
+    with contextlib.suppress(OSError):  # what cannot be removed cannot be written: said below
+        (folder / METADATA).unlink()
+    save_tensors(folder / WEIGHTS, tensors_of(model))
+    plan.save(folder / PLAN)
+    write_text(folder / METADATA, described)
     return folder
 
 

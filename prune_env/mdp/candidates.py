@@ -20,7 +20,7 @@ from prune_env.measure.evaluators import ClassifierEvaluator, Evaluator, Metrics
 from prune_env.measure.gradients import loss_gradients
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup
-from prune_env.structure.inputs import map_tensors
+from prune_env.structure.inputs import Inputs, map_tensors
 from prune_env.structure.options import PerGroup, constrain
 from prune_env.structure.rewrite import tensors_of
 from prune_env.surgery.apply import Candidates
@@ -39,6 +39,7 @@ class TaskOptions:
         repair: what is done to a candidate before it is measured; a name in `REPAIRS` or a
             function.
         reward: a name in `REWARDS` or a function from `Outcome` to named terms.
+        leftover: what is done with unspent budget: "give_back" or "leave".
         calibration_samples: training samples for statistics and gradients.
         reward_samples: further training samples that the reward is measured on.
         batch_size: of both.
@@ -54,6 +55,7 @@ class TaskOptions:
     criterion: str | Criterion = "l1"
     repair: str | Repair = "batchnorm"
     reward: str | Reward = "kl"
+    leftover: str = "give_back"
     calibration_samples: int = 500
     reward_samples: int = 1000
     batch_size: int = 125
@@ -169,7 +171,7 @@ def prepare(
     dense = _evaluation_copy(model)
     calibration, rewarding = _split(data, options)
     measure = ClassifierEvaluator.of(dense, rewarding)
-    example = map_tensors(lambda tensor: tensor[:2], calibration[0].inputs)
+    example = _example(calibration[0])
     found = find_groups(dense, example, seed=options.seed) if groups is None else groups
     bounded = _constrained(found, options)
     live = tuple(group for group in bounded if not group.frozen)
@@ -186,6 +188,17 @@ def prepare(
         dense=measure(dense),
     )
     return Parts(live, frozen, CostModel.of(dense, example, live), scores, evaluate)
+
+
+def _example(batch: Batch) -> Inputs:
+    """Two samples; tensors without the batch dimension stay whole."""
+    size = len(batch)
+
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor[:2] if tensor.ndim and tensor.shape[0] == size else tensor
+
+    inputs: Inputs = map_tensors(cut, batch.inputs)
+    return inputs
 
 
 def _evaluation_copy(model: nn.Module) -> nn.Module:

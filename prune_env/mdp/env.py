@@ -86,9 +86,13 @@ class PruneEnv(gymnasium.Env[Array, Array]):
         observation = self.task.observe(self._state)
         if len(self._state.kept) < self.task.length:
             return observation, 0.0, False, False, info
-        self._outcome = self.task.outcome(self._state.kept)
+        self._outcome = self.measure(self._state.kept)
         info.update(terminal_info(self.task, self._outcome))
         return observation, self._outcome.reward, True, False, info
+
+    def measure(self, kept: tuple[int, ...]) -> Outcome:
+        """What a finished plan is worth; override to charge for it (see agents/sb3.py)."""
+        return self.task.outcome(kept)
 
     @property
     def plan(self) -> PruningPlan:

@@ -8,10 +8,10 @@ in the journal are answered from it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Ledger:
         task: the task, whose `outcome` is the expensive part.
         limit: evaluations that may be charged.
         history: every outcome, in order.
+        figures: the searcher's own numbers (losses, entropy), for the next listener to log.
     """
 
     def __init__(
@@ -46,10 +47,16 @@ class Ledger:
     ) -> None:
         self.task, self.limit = task, limit
         self.history: list[Outcome] = []
+        self.figures: dict[str, float] = {}
         self._listener = on_outcome
         self._journal = None if journal is None else Path(journal)
         self._known = _read(self._journal)
         self._replayed = 0
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the search keeps its files, if it has a journal."""
+        return None if self._journal is None else self._journal.parent
 
     @property
     def spent(self) -> int:
@@ -65,6 +72,11 @@ class Ledger:
     def best(self) -> Outcome:
         """The outcome with the highest reward, the earliest of equals."""
         return max(self.history, key=lambda outcome: outcome.reward)
+
+    @property
+    def journalled(self) -> tuple[tuple[int, ...], ...]:
+        """Plans in the journal, in order."""
+        return tuple(tuple(row["kept"]) for row in self._known)
 
     def measure(self, kept: Sequence[int]) -> Outcome:
         """The outcome of a finished plan, charged as one evaluation.
@@ -116,25 +128,35 @@ class Ledger:
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
-    return {**asdict(outcome), "kept": list(outcome.kept), "terms": dict(outcome.terms)}
+    return {**dataclasses.asdict(outcome), "kept": list(outcome.kept), "terms": dict(outcome.terms)}
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(
+            f"cannot write '{path}': {error.strerror or error}. Choose a folder you may write to."
+        ) from error
 
 
 def _read(path: Path | None) -> list[dict[str, Any]]:
     """Rows of a journal; a last line that a kill cut short is dropped from the file."""
     if path is None or not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        write_text(path, "".join(lines := lines[:-1]))
+    fields = {field.name for field in dataclasses.fields(Outcome)}
     try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        torn = bool(lines) and not lines[-1].endswith("\n")
+        rows = [json.loads(line) for line in lines[: len(lines) - torn]]
+        if not all(isinstance(row, dict) and set(row) == fields for row in rows):
+            raise ValueError("its lines do not hold outcomes")
+    except (OSError, ValueError) as error:
         raise RunError(f"'{path}' is not a search journal: {error}. Delete it.") from error
+    if torn:
+        write_text(path, "".join(lines[:-1]))
+    return rows

@@ -57,7 +57,7 @@ def resolve_factory(name: str) -> TaskFactory:
 
 def _import(target: str) -> TaskFactory:
     module_name, colon, attribute = target.partition(":")
-    if not colon:
+    if not (module_name and colon and attribute):
         near = difflib.get_close_matches(target, TASKS, n=1)
         hint = f"Did you mean '{near[0]}'?" if near else f"Registered: {', '.join(TASKS)}."
         raise ConfigError(f"there is no task '{target}'. {hint} Or give 'package.module:function'.")

@@ -10,16 +10,18 @@ the last levels leave over is then given back to the groups that lost most again
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prune_env.errors import BudgetError, PlanError
+from prune_env.errors import BudgetError, ConfigError, PlanError
 from prune_env.mdp.candidates import TaskOptions, prepare
 from prune_env.mdp.rewards import Outcome, Reward, kl, reward_named
 from prune_env.measure.costs import CostModel, Metric, metric_index
@@ -28,6 +30,7 @@ from prune_env.structure.groups import PrunableGroup
 from prune_env.surgery.plan import PruningPlan
 
 Kept = tuple[int, ...]
+Units = NDArray[np.int64]
 Evaluate = Callable[[Kept], Metrics]
 
 FEATURES = (
@@ -45,6 +48,31 @@ class State:
     asked: tuple[float, ...] = ()
 
 
+def give_back(task: PruningTask, kept: Kept, asked: Sequence[float]) -> Kept:
+    """Spend the budget to the last level; see `PruningTask.fill`."""
+    return task.fill(kept, asked)
+
+
+def leave(task: PruningTask, kept: Kept, asked: Sequence[float]) -> Kept:
+    """Leave the plan as it is: for rewards that pay for every FLOP saved, like AMC's."""
+    return kept
+
+
+Leftover = Callable[["PruningTask", Kept, Sequence[float]], Kept]
+LEFTOVERS: dict[str, Leftover] = {"give_back": give_back, "leave": leave}
+
+
+def leftover_named(name: str) -> Leftover:
+    """The treatment of unspent budget called `name`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in LEFTOVERS:
+        raise ConfigError(f"there is no leftover '{name}'. Choose one of {', '.join(LEFTOVERS)}.")
+    return LEFTOVERS[name]
+
+
 @dataclass(frozen=True, eq=False)
 class PruningTask:
     """A network to prune, as a deterministic decision process.
@@ -59,6 +87,7 @@ class PruningTask:
         reward: terms of the reward of a finished plan.
         dense: quality of the dense network on the same samples.
         frozen: groups that are left alone, with their reasons, for tables.
+        leftover: what is done with the budget that a finished plan has not spent.
         name: for logs.
     """
 
@@ -71,6 +100,7 @@ class PruningTask:
     reward: Reward = kl
     dense: Metrics | None = None
     frozen: tuple[PrunableGroup, ...] = ()
+    leftover: Leftover = give_back
     name: str = "task"
 
     def __post_init__(self) -> None:
@@ -133,6 +163,7 @@ class PruningTask:
             reward=reward,
             dense=parts.evaluate.dense,
             frozen=parts.frozen,
+            leftover=leftover_named(chosen.leftover),
             name=name,
         )
 
@@ -181,7 +212,7 @@ class PruningTask:
         kept = (*state.kept, self.project(state, sparsity))
         asked = (*state.asked, sparsity)
         if len(kept) == self.length:
-            kept = self.fill(kept, asked)
+            kept = self.leftover(self, kept, asked)
         return State(kept, asked)
 
     def fill(self, kept: Sequence[int], asked: Sequence[float]) -> Kept:
@@ -191,30 +222,46 @@ class PruningTask:
         is no disadvantage. Afterwards no single group can be raised within the budget.
         """
         now = np.array(kept)
-        units = self.costs.units
-        wanted = (1.0 - np.array(asked)) * units
-        while True:
-            raised = np.array([self._next_level(g, int(k)) for g, k in enumerate(now)])
-            trial_GG = np.tile(now, (self.length, 1))
-            np.fill_diagonal(trial_GG, raised)
-            fits = self.costs.ratio(trial_GG, self.on) <= self.budget + 1e-12
-            fits &= raised > now
-            if not fits.any():
-                return tuple(int(k) for k in now)
-            lost = np.where(fits, (wanted - now) / units, -np.inf)
-            best = int(np.argmax(lost))
-            now[best] = raised[best]
+        group_R, level_R = self._raises(now, asked)
+        while len(group_R):
+            # Cost is monotone: what fits is a prefix of the raises. The group of the first that
+            # does not fit is full, the others go on.
+            exceeds = partial(self._exceeds, now, group_R, level_R)
+            count = bisect_left(range(1, len(group_R) + 1), True, key=exceeds)
+            now[group_R[:count]] = level_R[:count]
+            rest = group_R[count:] != (group_R[count] if count < len(group_R) else -1)
+            group_R, level_R = group_R[count:][rest], level_R[count:][rest]
+        return tuple(now.tolist())
 
-    def _next_level(self, group: int, kept: int) -> int:
-        levels = self.groups[group].levels
-        return levels[min(levels.index(kept) + 1, len(levels) - 1)]
+    def _raises(self, now: Units, asked: Sequence[float]) -> tuple[Units, Units]:
+        """Every raise of a group to its next level: R groups and levels, greatest loss first."""
+        group, level, loss = [], [], []
+        for number, (kept, sparsity) in enumerate(zip(now.tolist(), asked, strict=True)):
+            units, levels = self.groups[number].units, self.groups[number].levels
+            steps = levels[levels.index(kept) :]
+            for before, after in pairwise(steps):
+                group.append(number)
+                level.append(after)
+                loss.append(((1.0 - sparsity) * units - before) / units)
+        order = np.argsort(-np.array(loss), kind="stable")
+        return np.array(group, dtype=np.int64)[order], np.array(level, dtype=np.int64)[order]
+
+    def _exceeds(self, now: Units, group_R: Units, level_R: Units, count: int) -> bool:
+        trial = now.copy()
+        trial[group_R[:count]] = level_R[:count]  # of several raises of a group the last holds
+        return not self.within_budget(trial)
 
     def decode(self, asked: Sequence[float]) -> Kept:
         """A whole plan at once: asked sparsities, shifted together until the budget is met.
 
         No group is favoured by its place. `decode([0] * length)` is the uniform plan.
+
+        Raises:
+            PlanError: not one sparsity per group.
         """
-        want = np.array(asked, dtype=np.float64)
+        if len(asked) != self.length:
+            raise PlanError(f"{len(asked)} sparsities for {self.length} groups.")
+        want = np.clip(np.array(asked, dtype=np.float64), 0.0, 1.0)
         low, high = -1.0, 1.0
         for _ in range(30):
             shift = (low + high) / 2
@@ -223,7 +270,7 @@ class PruningTask:
             else:
                 low = shift
         shifted = np.clip(want + high, 0.0, 1.0)
-        return self.fill(self._snap(shifted), shifted.tolist())
+        return self.leftover(self, self._snap(shifted), shifted.tolist())
 
     def _snap(self, sparsity_G: NDArray[np.float64]) -> Kept:
         keep_G = 1.0 - np.clip(sparsity_G, 0.0, 1.0)

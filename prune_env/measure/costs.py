@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prune_env.errors import BudgetError
 from prune_env.structure.groups import PrunableGroup
-from prune_env.structure.inputs import Inputs, batch_size, call_model
+from prune_env.structure.inputs import Inputs, batch_size, call_model, eval_mode
 from prune_env.structure.rewrite import require_tensors, tensors_of
 
 Metric = Literal["macs", "params", "bytes"]
@@ -169,7 +169,7 @@ class _Counter(TorchDispatchMode):
     """Counts, for every tensor of the model, at how many positions it is multiplied."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         # Views of a weight (its transpose) share its storage, so the storage names it.
         self.names = {
             t.untyped_storage().data_ptr(): name
@@ -181,6 +181,11 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if torch.is_inference_mode_enabled():  # then conv2d and linear arrive whole
+            with self:
+                out = func.decompose(*args, **(kwargs or {}))
+            if out is not NotImplemented:
+                return out
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if name in ("convolution", "_convolution"):
@@ -211,15 +216,11 @@ class _Counter(TorchDispatchMode):
 def _applications(model: nn.Module, inputs: Inputs) -> tuple[dict[str, float], float]:
     """Positions per sample each weight is applied at, and MACs that involve no weight."""
     counter, batch = _Counter(model), batch_size(inputs)
-    training = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        with eval_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             call_model(model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in training.items():
-            module.training = mode
     return {name: n / batch for name, n in counter.applied.items()}, counter.other / batch

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from prune_env.errors import DataError, ModelError
 from prune_env.measure.batches import Batch
-from prune_env.structure.inputs import call_model, logits_of
+from prune_env.structure.inputs import call_model, eval_mode, logits_of
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,8 @@ class ClassifierEvaluator:
         """
         if not batches:
             raise DataError("there is nothing to evaluate on: the loader gave no batch.")
-        dense.eval()
         try:
-            with torch.inference_mode():
+            with eval_mode(dense), torch.inference_mode():
                 logits = tuple(logits_of(call_model(dense, batch.inputs)) for batch in batches)
         except ModelError:
             raise
@@ -77,7 +76,10 @@ class ClassifierEvaluator:
             ) from error
         for number, (batch, values) in enumerate(zip(batches, logits, strict=True)):
             _require_fit(number, batch, values)
-        return ClassifierEvaluator(tuple(batches), logits)
+        evaluator = ClassifierEvaluator(tuple(batches), logits)
+        if not evaluator.samples:
+            raise DataError("every target is -100 (left out): there is nothing to evaluate.")
+        return evaluator
 
     @property
     def samples(self) -> int:
@@ -86,19 +88,16 @@ class ClassifierEvaluator:
 
     def __call__(self, model: nn.Module) -> Metrics:
         right, loss, kl = 0.0, 0.0, 0.0
-        was_training = model.training
-        model.eval()
-        with torch.inference_mode():
+        with eval_mode(model), torch.inference_mode():
             for batch, dense in zip(self.batches, self.dense_logits, strict=True):
                 logits = logits_of(call_model(model, batch.inputs)).flatten(0, -2).float()
                 counts = batch.targets.flatten() != -100
-                targets, logits = batch.targets.flatten()[counts], logits[counts]
+                targets, logits = batch.targets.flatten()[counts].long(), logits[counts]
                 log_p = F.log_softmax(dense.flatten(0, -2).float()[counts], -1)
                 log_q = F.log_softmax(logits, -1)
                 right += float((logits.argmax(-1) == targets).sum())
                 loss += float(F.nll_loss(log_q, targets, reduction="sum"))
                 kl += float((log_p.exp() * (log_p - log_q)).sum())
-        model.train(was_training)
         total = self.samples
         metrics = Metrics(right / total, loss / total, kl / total, total)
         if not (metrics.loss < float("inf") and metrics.kl < float("inf")):
@@ -119,6 +118,11 @@ def _require_fit(number: int, batch: Batch, logits: Tensor) -> None:
         raise DataError(
             f"batch {number}: targets have shape {tuple(batch.targets.shape)}, but the model's "
             f"logits {tuple(logits.shape)} ask for {tuple(logits.shape[:-1])} class indices."
+        )
+    if batch.targets.is_floating_point():
+        raise DataError(
+            f"batch {number}: targets are {batch.targets.dtype}; class indices are whole numbers. "
+            "Turn one-hot or soft targets into indices with argmax(-1)."
         )
     valid = batch.targets[batch.targets != -100]
     if valid.numel() and not 0 <= int(valid.min()) <= int(valid.max()) < logits.shape[-1]:

@@ -23,6 +23,6 @@ def loss_gradients(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tens
     dense.zero_grad(set_to_none=True)
     for batch in batches:
         logits = logits_of(call_model(dense, batch.inputs)).flatten(0, -2)
-        (F.cross_entropy(logits, batch.targets.flatten()) / len(batches)).backward()
+        (F.cross_entropy(logits, batch.targets.flatten().long()) / len(batches)).backward()
     tensors = tensors_of(dense)
     return {name: t.grad for name, t in tensors.items() if t.requires_grad and t.grad is not None}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from prune_env.structure.inputs import Inputs, call_model
+from prune_env.structure.inputs import Inputs, call_model, eval_mode
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ def measure_latency(
 ) -> dict[str, Latency]:
     """Time every model on `inputs`, in turns, so that a busy machine disturbs all alike."""
     times: dict[str, list[float]] = {name: [] for name in models}
-    for model in models.values():
-        model.eval()
-    with torch.inference_mode():
+    with ExitStack() as modes, torch.inference_mode():
+        for model in models.values():
+            modes.enter_context(eval_mode(model))
         for repeat in range(repeats + 2):
             for name, model in models.items():
                 _synchronise()

@@ -56,13 +56,15 @@ def find_groups(
             "the usual cause: remove it, or use torch.nn.utils.parametrizations."
         ) from error
     best: tuple[PrunableGroup, ...] = ()
+    ambiguous: set[str] = set()
     for reading in READINGS:
+        if not reading.differs_in(READINGS[0]) <= ambiguous:
+            continue
         trace = _trace(dense, example_inputs, reading)
+        ambiguous |= trace.ambiguous
         groups = verify(dense, example_inputs, groups_of(trace), seed)
         if not best or _prunable(dense, groups) > _prunable(dense, best):
             best = groups
-        if not trace.ambiguous or not any(group.frozen for group in groups):
-            break
     return best
 
 

@@ -6,6 +6,7 @@ Legend: U units of a grid, S indices along one dim of a tensor.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -151,7 +152,9 @@ class PrunableGroup:
 
     def nearest_level(self, kept: float) -> int:
         """The level closest to `kept` units; ties go to the larger."""
-        return min(self.levels, key=lambda level: (abs(level - kept), -level))
+        above = bisect_left(self.levels, kept)
+        around = self.levels[max(0, above - 1) : above + 1]
+        return min(around, key=lambda level: (abs(level - kept), -level))
 
 
 def expand(axis: Axis, units_U: Tensor, shape: Sequence[int]) -> Tensor:

@@ -241,7 +241,6 @@ def normalise_along(trace: Trace, call: Call) -> Tensor | None:
     labels = trace.labels(call.args[0])
     if any(varies(labels, dim) for dim in _dims(call, labels.ndim)):
         trace.book.freeze(labels, "normalised across units")
-        return None
     return labels
 
 
@@ -263,14 +262,14 @@ def layer_norm(trace: Trace, call: Call) -> Tensor | None:
     labels = trace.labels(x)
     if any(varies(labels, x.ndim - 1 - k) for k in range(len(shape))):
         trace.book.freeze(labels, "normalised across units (LayerNorm)")
-        return None
     return labels
 
 
 def group_norm(trace: Trace, call: Call) -> Tensor | None:
     """Statistics shared by several channels change when one of them goes."""
-    trace.book.freeze(trace.labels(call.args[0]), "normalised across units (GroupNorm)")
-    return None
+    labels = trace.labels(call.args[0])
+    trace.book.freeze(labels, "normalised across units (GroupNorm)")
+    return labels
 
 
 def convolution(trace: Trace, call: Call) -> Tensor | None:
@@ -312,7 +311,10 @@ def _grouped(
     if read_GC.shape[1] == 1 or trace.reading.grouped == "groups":
         trace.book.tie(read_GC, rows_GO[:, :1].expand_as(read_GC), "groups of the model's input")
         trace.book.tie(rows_GO, rows_GO[:, :1].expand_as(rows_GO))
-        trace.bind(f"{name.removesuffix('weight')}groups", 0, "count", rows_GO[:, 0])
+        module, _, leaf = name.rpartition(".")
+        if leaf == "weight":  # a kernel by another name has no `groups` beside it
+            path = f"{module}.groups" if module else "groups"
+            trace.bind(path, 0, "count", rows_GO[:, 0])
     else:
         trace.book.tie(read_GC, read_GC[:1].expand_as(read_GC))
         trace.book.tie(rows_GO, rows_GO[:1].expand_as(rows_GO))
@@ -340,8 +342,10 @@ def matmul(trace: Trace, call: Call) -> Tensor | None:
         return unknown(trace, call)
     in_dim, out_dim = weight[1]
     if varies(labels, 0) and not varies(labels, 1):
-        # Mixes positions within each unit (MLP-Mixer): units pass, the matrix is not theirs.
-        return labels.narrow(1, 0, 1).expand(call.out.shape)
+        # Mixes positions within each unit (MLP-Mixer). The units could pass, but then the MACs of a
+        # matrix that no unit lives in would depend on them, which the cost polynomial cannot say.
+        trace.book.freeze(labels, "positions mixed within units")
+        return None
     if varies(labels, 0):
         trace.book.freeze(labels, "units that vary over the batch")
         labels = torch.zeros_like(labels)
@@ -371,6 +375,23 @@ def pixel_shuffle(trace: Trace, call: Call) -> Tensor | None:
         return unknown(trace, call)
     tied = _tied_along(trace, labels[..., 0, 0].unflatten(-1, (-1, factor**2)), labels.ndim - 2)
     return tied[..., :1, None].expand(call.out.shape)
+
+
+def pixel_unshuffle(trace: Trace, call: Call) -> Tensor | None:
+    labels, factor = trace.labels(call.args[0]), call.args[1]
+    if varies(labels, labels.ndim - 1) or varies(labels, labels.ndim - 2):
+        return unknown(trace, call)
+    spread = labels[..., :1, :1].repeat_interleave(factor**2, -3)
+    return spread.expand(call.out.shape)
+
+
+def gated(trace: Trace, call: Call) -> Tensor | None:
+    """glu: the first half of a dim times the sigmoid of the second."""
+    x, dim = call.args[0], call.argument("dim", -1) % call.args[0].ndim
+    labels, size = trace.labels(x), x.shape[dim] // 2
+    if varies(labels, dim):
+        _tie_chunks(trace, labels, dim, size)
+    return labels.narrow(dim, 0, size)
 
 
 def channel_shuffle(trace: Trace, call: Call) -> Tensor | None:
@@ -413,5 +434,7 @@ RULES: dict[str, Rule] = {
     **_table(matmul, "mm addmm"),
     **_table(linear, "linear"),
     **_table(pixel_shuffle, "pixel_shuffle"),
+    **_table(pixel_unshuffle, "pixel_unshuffle"),
+    **_table(gated, "glu"),
     **_table(channel_shuffle, "channel_shuffle native_channel_shuffle"),
 }  # fmt: skip

@@ -36,6 +36,11 @@ class Reading:
     grouped: Literal["groups", "positions"] = "groups"
     factored: Literal["outer", "inner"] = "outer"
 
+    def differs_in(self, other: Reading) -> set[str]:
+        """The kinds of op that the two read differently."""
+        mine, theirs = vars(self), vars(other)
+        return {kind for kind in mine if mine[kind] != theirs[kind]}
+
 
 @dataclass
 class Slot:
@@ -83,7 +88,7 @@ class Trace(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module, reading: Reading, rules: Mapping[str, Rule]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.book = LabelBook()
         self.slots: dict[tuple[str, int | None], Slot] = {}
         self.ambiguous: set[str] = set()
@@ -110,6 +115,11 @@ class Trace(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():  # then conv2d and linear arrive whole
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         out = func(*args, **kwargs)
         name = func.overloadpacket.__name__
         plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import Inputs, call_model, map_tensors
-from prune_env.structure.rewrite import Layout, assign, tensors_of
+from prune_env.structure.rewrite import Layout, assign, places_of, tensors_of
 from prune_env.structure.trace import tensors_in
 
 TOLERANCE = 1e-6
@@ -75,6 +75,7 @@ class _Probe:
         except Exception:  # code that fixes float32: check in float32 instead
             self.model, self.inputs = copy.deepcopy(model), inputs
             self.tolerance = 1e-3
+        self.places = places_of(self.model)
         _disturb(self.model)
 
     def fault(self, groups: Sequence[PrunableGroup], trials: int = 2) -> str:
@@ -98,14 +99,15 @@ class _Probe:
     def _run(
         self, tensors: Mapping[str, Tensor], sizes: Mapping[str, int], layout: Layout
     ) -> list[Tensor]:
-        dense = {name: tensors_of(self.model)[name] for name in tensors}
+        dense = tensors_of(self.model)
+        dense = {name: dense[name] for name in tensors}
         whole = layout.sizes({}) if sizes else {}
-        assign(self.model, tensors, sizes)
+        assign(self.model, tensors, sizes, self.places)
         try:
             with torch.no_grad():
                 found = tensors_in(call_model(self.model, self.inputs))
         finally:
-            assign(self.model, dense, whole)
+            assign(self.model, dense, whole, self.places)
         return [tensor for tensor in found if tensor.is_floating_point()]
 
 

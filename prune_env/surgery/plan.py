@@ -137,10 +137,15 @@ class PruningPlan:
                     "Make it again, or use the version of prune_env that wrote it."
                 )
             groups = tuple(_group_of(entry) for entry in content["groups"])
-            kept = {str(name): tuple(int(u) for u in us) for name, us in content["kept"].items()}
+            kept = {str(name): tuple(us) for name, us in content["kept"].items()}
             return PruningPlan(groups, kept, dict(content["notes"]))
         except (
-            ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
         ) as error:
             raise PlanError(
                 f"this is not a pruning plan ({type(error).__name__}: {error}). Give a plan.json "
@@ -179,10 +184,11 @@ def rank_units(
 
 
 def _require_units(group: PrunableGroup, units: Sequence[int]) -> None:
-    good = list(units) == sorted(set(units)) and all(0 <= unit < group.units for unit in units)
-    if not good:
+    whole = all(isinstance(unit, int) and 0 <= unit < group.units for unit in units)
+    if not (whole and list(units) == sorted(set(units))):
         raise PlanError(
-            f"units of group '{group.name}' must be distinct, ascending and below {group.units}; "
+            f"units of group '{group.name}' must be integers, distinct, ascending and below "
+            f"{group.units}; "
             f"the plan has {list(units)[:8]}{'...' if len(units) > 8 else ''}."
         )
     if len(units) < group.min_keep:
@@ -208,6 +214,8 @@ def _group_of(entry: dict[str, Any]) -> PrunableGroup:
             for i in axis["index"]
         )
         dims, sizes = tuple(axis["dims"]), tuple(axis["sizes"])
+        if not (isinstance(axis["tensor"], str) and all(isinstance(n, int) for n in dims + sizes)):
+            raise TypeError(f"an axis of '{entry['name']}' is malformed")
         axes.append(Axis(axis["tensor"], dims, index, sizes, axis["role"]))
     pattern = dict(entry["pattern"])
     kind = PATTERNS[pattern.pop("kind")]
@@ -217,4 +225,7 @@ def _group_of(entry: dict[str, Any]) -> PrunableGroup:
         "axes": tuple(axes),
         "pattern": kind(**pattern),
     }
-    return PrunableGroup(**fields)
+    group = PrunableGroup(**fields)
+    for place in group.axes:
+        place.owners(group.grid)  # an index that does not fit its grid and sizes fails here
+    return group

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from prune_env.errors import ConfigError
+from prune_env.errors import ConfigError, DataError
 from prune_env.measure.batches import Batch
-from prune_env.structure.inputs import call_model
+from prune_env.structure.inputs import call_model, eval_mode
 
 Repair = Callable[[nn.Module, Sequence[Batch]], None]
 """Changes a candidate in place, given calibration batches."""
@@ -20,28 +20,35 @@ def reestimate_batchnorm(model: nn.Module, batches: Sequence[Batch]) -> None:
 
     Removing channels shifts what later layers see; with the dense statistics a network with half
     its channels is often at chance (Li et al. 2020, EagleEye). Statistics become the plain average
-    over `batches`; all other layers stay in eval mode, so dropout is off.
+    over `batches`; all other layers stay in eval mode, so dropout is off. When the model fails, its
+    statistics are as before.
+
+    Raises:
+        DataError: there are no batches.
     """
+    if not batches:
+        raise DataError("there are no batches to measure BatchNorm statistics on.")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     norms = [norm for norm in norms if norm.track_running_stats]
     if not norms:
         return
-    modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # PyTorch's spelling of a cumulative average
-        norm.train()
-    try:
-        with torch.no_grad():
+    before = [(t, t.clone()) for norm in norms for t in norm._buffers.values() if t is not None]
+    with eval_mode(model), torch.no_grad():
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # PyTorch's spelling of a cumulative average
+            norm.train()
+        try:
             for batch in batches:
                 call_model(model, batch.inputs)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, mode in modes:
-            module.training = mode
+        except BaseException:
+            for tensor, value in before:
+                tensor.copy_(value)
+            raise
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
 
 
 def no_repair(model: nn.Module, batches: Sequence[Batch]) -> None:

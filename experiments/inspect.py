@@ -1,0 +1,53 @@
+"""What could be pruned in a network, and why the rest could not.
+
+python -m experiments.inspect                       (every network of experiments/models.py)
+python -m experiments.inspect --model resnet20,vgg16_bn
+python -m experiments.inspect --task mypackage.mymodule:make_task
+python -m experiments.inspect --zoo                 (of transformers and torchvision, if there)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experiments.cli import main_guard, parse
+from experiments.config import option
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Print the groups of networks: units, share of MACs, and the reason of what is frozen."""
+
+    model: tuple[str, ...] = option((), "networks of experiments/models.py, or all")
+    task: str = option("", "a task by name, or package.module:make_task")
+    zoo: bool = option(False, "architectures of transformers and torchvision, random weights")
+    only: str = option("", "of these, only names that contain this")
+    classes: int = option(10, "outputs of the networks")
+    tables: bool = option(True, "print the table of groups of every network")
+
+
+@main_guard
+def main(argv: Sequence[str]) -> int:
+    """Print the tables, one line per network, and one JSON object; 1 if discovery crashed."""
+    config = parse(InspectConfig, argv, prog="python -m experiments.inspect")
+    from experiments.discovery import found_line, inspect_all  # torch comes with it
+
+    found = []
+    for entry in inspect_all(config):
+        found.append(entry)
+        if config.tables and entry.table:
+            print(f"{entry.name}\n{entry.table}\n", flush=True)
+    width = max((len(entry.name) for entry in found), default=0)
+    for entry in found:
+        print(found_line(entry, width))
+    figures = {entry.name: entry.figures for entry in found}
+    settings = {"model": config.model, "task": config.task, "zoo": config.zoo, "only": config.only}
+    print(json.dumps({"models": figures, "settings": settings}))
+    return int(any(entry.crashed for entry in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main(None))

@@ -1,0 +1,129 @@
+"""A pruned network on disk: the same bits back, and one clear error for each thing wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from toys import NAMES, identical, outputs, snapshot, toy
+
+from prune_env.deploy.bundle import METADATA, PLAN, WEIGHTS, load, save, size_on_disk
+from prune_env.errors import ModelError, PlanError, RunError
+from prune_env.surgery.apply import compact
+from prune_env.surgery.plan import PruningPlan
+from prune_env.testing import TOYS, toy_inputs, toy_model
+
+
+def bundle(folder: Path, name: str = "residual", sparsity: float = 0.5) -> nn.Module:
+    """Save a pruned toy whose weights no factory makes; returns it."""
+    model = toy_model(name, seed=7)
+    plan = PruningPlan.uniform(model, toy(name).groups, sparsity)
+    small = compact(model, plan)
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.add_(0.01 * torch.randn(parameter.shape))
+    save(folder, small, plan, {"accuracy": 0.5})
+    return small
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_network_gives_the_same_bits(name: str, tmp_path: Path) -> None:
+    small = bundle(tmp_path / "deep" / name, name).eval()
+    again = load(tmp_path / "deep" / name, TOYS[name])
+    assert identical(snapshot(small), snapshot(again))
+    pairs = zip(outputs(small, toy_inputs(name)), outputs(again, toy_inputs(name)), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not again.training
+
+
+def test_the_folder_holds_plain_files(tmp_path: Path) -> None:
+    small = bundle(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((WEIGHTS, PLAN, METADATA))
+    described = json.loads((tmp_path / METADATA).read_text())
+    assert described["metadata"] == {"accuracy": 0.5}
+    assert described["parameters"] == sum(p.numel() for p in small.parameters())
+    stored = sum(t.numel() * t.element_size() for t in small.state_dict().values())
+    assert stored < size_on_disk(tmp_path) < stored + 5000
+
+
+def test_tied_weights_come_back_tied(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+
+    save(tmp_path, model := Tied(), PruningPlan((), {}))
+    again = load(tmp_path, Tied)
+    assert again.a.weight is again.b.weight
+    assert identical(snapshot(model), snapshot(again))
+
+
+@pytest.mark.parametrize("missing", [WEIGHTS, PLAN, METADATA])
+def test_a_missing_file_is_named(missing: str, tmp_path: Path) -> None:
+    bundle(tmp_path)
+    (tmp_path / missing).unlink()
+    with pytest.raises(RunError, match=f"not a complete pruned model: {missing} missing"):
+        load(tmp_path, TOYS["residual"])
+
+
+def test_no_folder_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="not a complete pruned model"):
+        load(tmp_path / "nowhere", TOYS["residual"])
+
+
+def test_the_wrong_factory_is_refused(tmp_path: Path) -> None:
+    bundle(tmp_path)
+    with pytest.raises(PlanError, match=r"factory does not make the dense network of .*Chain"):
+        load(tmp_path, TOYS["chain"])
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    bundle(tmp_path / "half")
+    bundle(tmp_path / "third", sparsity=0.7)
+    (tmp_path / "half" / WEIGHTS).write_bytes((tmp_path / "third" / WEIGHTS).read_bytes())
+    with pytest.raises(ModelError, match=r"weights in .* do not fit"):
+        load(tmp_path / "half", TOYS["residual"])
+
+
+def test_damage_is_refused(tmp_path: Path) -> None:
+    bundle(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes((tmp_path / WEIGHTS).read_bytes()[:-8])
+    with pytest.raises(RunError, match="cannot read tensors"):
+        load(tmp_path, TOYS["residual"])
+    (tmp_path / PLAN).write_text("{}")
+    with pytest.raises(PlanError, match="not a pruning plan"):
+        load(tmp_path, TOYS["residual"])
+
+
+def test_a_killed_overwrite_is_seen_as_incomplete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New weights beside an old plan must not pass for a network."""
+    bundle(tmp_path)
+
+    def die(self: PruningPlan, path: Path) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PruningPlan, "save", die)
+    with pytest.raises(KeyboardInterrupt):
+        bundle(tmp_path, sparsity=0.7)
+    with pytest.raises(RunError, match=f"{METADATA} missing"):
+        load(tmp_path, TOYS["residual"])
+
+
+def test_metadata_that_is_not_json_spoils_nothing(tmp_path: Path) -> None:
+    small = bundle(tmp_path)
+    plan = PruningPlan.load(tmp_path / PLAN)
+    with pytest.raises(TypeError):
+        save(tmp_path, small, plan, {"bad": object()})
+    load(tmp_path, TOYS["residual"])
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cannot write .*Choose a folder you may write to"):
+        bundle(tmp_path / "file" / "model")

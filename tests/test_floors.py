@@ -1,0 +1,139 @@
+"""Floors: a file imports lower floors or its own folder; heavy packages have one home each."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = {
+    "prune_env.errors": -1, "prune_env.storage": 0, "prune_env.structure": 1,
+    "prune_env.measure": 2, "prune_env.surgery": 3, "prune_env.mdp": 4, "prune_env.recovery": 4,
+    "prune_env.deploy": 4, "prune_env.tasks": 5, "prune_env.testing": 5, "agents": 6,
+    "experiments": 7,
+}  # fmt: skip
+HOMES = {
+    "gymnasium": {"prune_env/mdp/env.py", "prune_env/mdp/vector.py", "agents/", "experiments/"},
+    "stable_baselines3": {"agents/"},
+    "sb3_contrib": {"agents/"},
+    "torch_pruning": set(),
+}
+"""Where a package may be imported at all."""
+LAZY = {"transformers", "torchvision", "pyarrow", "matplotlib"}
+"""Never imported by prune_env when a module is loaded."""
+
+
+@dataclass(frozen=True)
+class Import:
+    module: str
+    lazy: bool
+    """Inside a function, or for annotations only."""
+
+
+def imports(source: str, package: str) -> Iterator[Import]:
+    """Every import of a file of `package`, relative ones made absolute."""
+    tree = ast.parse(source)
+    inner = {
+        id(node)
+        for outer in ast.walk(tree)
+        if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        or (isinstance(outer, ast.If) and "TYPE_CHECKING" in ast.unparse(outer.test))
+        for node in ast.walk(outer)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, id(node) in inner)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) + 1 - node.level]
+            base = ".".join([*parts, node.module or ""]) if node.level else str(node.module)
+            for alias in node.names:
+                yield Import(f"{base.rstrip('.')}.{alias.name}", id(node) in inner)
+
+
+def folder_of(module: str) -> str | None:
+    """The folder (or file, on floors without folders) in FLOORS that `module` belongs to."""
+    return next((f for f in FLOORS if module == f or module.startswith(f"{f}.")), None)
+
+
+def faults(path: str, source: str) -> list[str]:
+    """What a file, named relative to the repository, imports but must not."""
+    module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    package = module if path.endswith("__init__.py") else module.rpartition(".")[0]
+    own, found = folder_of(module), []
+    for used in imports(source, package):
+        other, top = folder_of(used.module), used.module.partition(".")[0]
+        if own and other and other != own and FLOORS[other] >= FLOORS[own]:
+            found.append(f"{path} (floor {FLOORS[own]}) imports {used.module}")
+        if own and not other and top == "prune_env" and FLOORS[own] < FLOORS["agents"]:
+            found.append(f"{path} imports {used.module}: name the module it comes from")
+        if own is None and top in ("agents", "experiments"):
+            found.append(f"{path} imports {used.module}")
+        if top in HOMES and not any(path.startswith(home) for home in HOMES[top]):
+            found.append(f"{path} imports {top}")
+        if top in LAZY and path.startswith("prune_env/") and not used.lazy:
+            found.append(f"{path} imports {top} when it is loaded")
+    return found
+
+
+def sources() -> list[Path]:
+    return [p for top in ("prune_env", "agents", "experiments") for p in (ROOT / top).rglob("*.py")]
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_imports_upwards(path: Path) -> None:
+    assert faults(path.relative_to(ROOT).as_posix(), path.read_text()) == []
+
+
+def test_every_module_has_a_floor() -> None:
+    for path in sources():
+        module = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        if module != "prune_env.__init__":
+            assert folder_of(module.removesuffix(".__init__")), f"{module} has no floor"
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("prune_env/structure/x.py", "from prune_env.measure.costs import CostModel"),
+        ("prune_env/structure/x.py", "import prune_env.mdp.env"),
+        ("prune_env/structure/x.py", "from prune_env import CostModel"),
+        ("prune_env/structure/x.py", "from ..surgery.plan import PruningPlan"),
+        ("prune_env/structure/x.py", "def f():\n    from prune_env.surgery import plan"),
+        ("prune_env/errors.py", "from prune_env.storage import write_text"),
+        ("prune_env/mdp/x.py", "from prune_env.recovery.finetune import finetune"),
+        ("prune_env/deploy/x.py", "from prune_env.mdp.task import PruningTask"),
+        ("prune_env/tasks/x.py", "from prune_env import testing"),
+        ("prune_env/mdp/x.py", "import agents.sb3"),
+        ("prune_env/__init__.py", "from experiments.config import Config"),
+        ("agents/x.py", "from experiments.config import Config"),
+        ("prune_env/mdp/task.py", "import gymnasium.spaces"),
+        ("prune_env/mdp/env.py", "from stable_baselines3 import PPO"),
+        ("experiments/x.py", "import sb3_contrib"),
+        ("prune_env/tasks/x.py", "import matplotlib.pyplot as plt"),
+        ("prune_env/tasks/x.py", "try:\n    import torchvision\nexcept ImportError:\n    pass"),
+    ],
+)
+def test_the_checker_catches(path: str, line: str) -> None:
+    assert faults(path, line)
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("prune_env/mdp/x.py", "from prune_env.surgery.plan import PruningPlan"),
+        ("prune_env/mdp/x.py", "from prune_env.mdp.task import PruningTask"),
+        ("prune_env/structure/x.py", "from .groups import Axis\nfrom . import labels"),
+        ("prune_env/__init__.py", "from prune_env.mdp.env import PruneEnv"),
+        ("prune_env/mdp/env.py", "import gymnasium"),
+        ("agents/x.py", "import gymnasium, sb3_contrib\nfrom prune_env import PruneEnv"),
+        ("prune_env/tasks/x.py", "def f():\n    import torchvision"),
+        ("experiments/x.py", "import matplotlib\nfrom agents.search import SEARCHERS"),
+    ],
+)
+def test_the_checker_lets_pass(path: str, line: str) -> None:
+    assert faults(path, line) == []

@@ -1,0 +1,359 @@
+"""The four laws of DESIGN.md, over every toy and over units that are not channels.
+
+1. masked(plan)(x) == compact(plan)(x)      2. <expand(u), s> == <u, pool(s)>
+3. masks nest, cost is monotone             4. cost(plan) == what PyTorch counts on compact(plan)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from hand import HAND, by_hand
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from toys import (
+    NAMES,
+    close,
+    counted_macs,
+    counted_size,
+    identical,
+    outputs,
+    plans,
+    snapshot,
+    toy,
+)
+
+from prune_env.measure.costs import CostModel
+from prune_env.structure import patterns
+from prune_env.structure.groups import Axis, PrunableGroup, Span, Table, expand, pool
+from prune_env.structure.patterns import Pattern, TopK
+from prune_env.structure.rewrite import Layout, tensors_of
+from prune_env.structure.verify import verify
+from prune_env.surgery.apply import Candidates, compact, masked
+from prune_env.surgery.plan import PruningPlan, rank_units
+
+
+@dataclass(frozen=True)
+class OfM(Pattern):
+    """N:M sparsity: n of every m neighbours along the last dim; the levels are n = 0 .. m."""
+
+    m: int = 4
+
+    def order(self, scores: Tensor) -> Tensor:
+        blocks = scores.reshape(-1, self.m)
+        ranks = blocks.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        return ranks.flatten().argsort(stable=True)
+
+    def step(self, grid: Sequence[int]) -> int:
+        return int(np.prod(grid)) // self.m
+
+    @property
+    def shrinks(self) -> bool:
+        return False
+
+
+def weights(name: str, shape: tuple[int, ...], pattern: Pattern) -> PrunableGroup:
+    """Single weights as units: the grid is the tensor, one axis runs over all its dims."""
+    index = tuple(Span(0, 1) for _ in shape)
+    axis = Axis(name, tuple(range(len(shape))), index, shape, "out")
+    return PrunableGroup(name, shape, (axis,), pattern, min_keep=0)
+
+
+def weight_groups() -> tuple[PrunableGroup, ...]:
+    """2:4-like and unstructured groups of the chain toy, beside its channel groups."""
+    of_m = weights("hidden.weight", (12, 96), OfM(4))
+    kernel = weights("features.2.weight", (6, 8, 3, 3), OfM(3))
+    return (of_m, kernel, *toy("chain").live)
+
+
+# ---- 1: masked equals compact
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(data=st.data())
+def test_masked_equals_compact_and_leaves_no_trace(name: str, data: st.DataObject) -> None:
+    case = toy(name)
+    plan = data.draw(plans(case.live))
+    before = snapshot(case.model)
+    small = compact(case.model, plan)
+    with masked(case.model, plan) as same:
+        assert same is case.model
+        zeroed = outputs(case.model, case.inputs)
+    assert close(zeroed, outputs(small, case.inputs))
+    assert identical(before, snapshot(case.model))
+    kept = {id(t) for t in tensors_of(case.model).values()}
+    assert not kept & {id(t) for t in tensors_of(small).values()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_masking_is_undone_after_an_error(name: str) -> None:
+    case = toy(name)
+    plan = PruningPlan.uniform(case.model, case.groups, 0.5)
+    before = snapshot(case.model)
+
+    def fail() -> None:
+        with masked(case.model, plan):
+            assert not identical(before, snapshot(case.model))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert identical(before, snapshot(case.model))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(data=st.data())
+@settings(max_examples=8)
+def test_candidates_equal_compact_whatever_was_built_before(name: str, data: st.DataObject) -> None:
+    case = toy(name)
+    candidates = Candidates(case.model, case.live)
+    full = PruningPlan.uniform(case.model, case.live, 0.0)
+    for plan in (*data.draw(st.lists(plans(case.live), min_size=2, max_size=3)), full):
+        built = candidates.build(plan.indices())
+        small = compact(case.model, plan)
+        assert identical(snapshot(built), snapshot(small))
+        assert close(outputs(built, case.inputs), outputs(small, case.inputs), 0.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_repair_of_a_candidate_does_not_leak_into_the_next(name: str) -> None:
+    case = toy(name)
+    candidates = Candidates(case.model, case.live)
+    for buffer in candidates.build({}).buffers():
+        buffer.zero_()
+    assert identical(snapshot(candidates.build({})), snapshot(case.model))
+
+
+def test_keeping_everything_changes_nothing() -> None:
+    for name in NAMES:
+        case = toy(name)
+        plan = PruningPlan.uniform(case.model, case.live, 0.0)
+        assert identical(snapshot(compact(case.model, plan)), snapshot(case.model))
+
+
+@pytest.mark.parametrize("name", sorted(HAND))
+@given(data=st.data())
+def test_units_that_are_not_channels_obey_the_first_law(name: str, data: st.DataObject) -> None:
+    case = by_hand(name)
+    plan = data.draw(plans(case.groups))
+    small = compact(case.model, plan)
+    with masked(case.model, plan):
+        zeroed = outputs(case.model, case.inputs)
+    assert close(zeroed, outputs(small, case.inputs))
+    assert counted_size(small)[0] < counted_size(case.model)[0] or plan.sparsity == dict.fromkeys(
+        plan.kept, 0.0
+    )
+    assert all(group.verified for group in verify(case.model, case.inputs, case.groups))
+
+
+@given(data=st.data())
+def test_weights_as_units_keep_the_shapes_and_mix_with_channels(data: st.DataObject) -> None:
+    case, groups = toy("chain"), weight_groups()
+    orders = rank_units(case.model, groups)
+    levels = [data.draw(st.sampled_from(group.levels)) for group in groups]
+    plan = PruningPlan.of_levels(groups, levels, orders)
+    small = compact(case.model, plan)
+    with masked(case.model, plan):
+        zeroed = outputs(case.model, case.inputs)
+    assert close(zeroed, outputs(small, case.inputs))
+    only = PruningPlan.of_levels(groups[:2], levels[:2], orders)
+    sparse = compact(case.model, only)
+    for key, tensor in tensors_of(sparse).items():
+        assert tensor.shape == tensors_of(case.model)[key].shape
+    assert int((sparse.get_parameter("hidden.weight") != 0).sum()) == levels[0]
+    blocks = (sparse.get_parameter("hidden.weight") != 0).reshape(-1, 4).sum(1)
+    assert (blocks == levels[0] // (12 * 24)).all()  # exactly n of every 4
+    candidates = Candidates(case.model, groups)
+    for built in (plan, only, PruningPlan.of_levels(groups, [g.units for g in groups], orders)):
+        assert identical(
+            snapshot(candidates.build(built.indices())), snapshot(compact(case.model, built))
+        )
+
+
+def test_a_pattern_of_ones_own_survives_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(patterns.PATTERNS, "OfM", OfM)
+    plan = PruningPlan.uniform(toy("chain").model, weight_groups(), 0.5)
+    assert PruningPlan.from_json(plan.to_json()) == plan
+
+
+# ---- 2: expand and pool are transposes
+
+
+@st.composite
+def places(draw: st.DrawFn) -> tuple[Axis, tuple[int, ...], tuple[int, ...]]:
+    """An axis of one or two grid dims anywhere in a tensor, the tensor's shape, the grid."""
+    shape = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
+    dims = draw(st.permutations(range(len(shape))))[: draw(st.integers(1, min(2, len(shape))))]
+    index: list[Span | Table] = []
+    grid = []
+    for dim in dims:
+        width = draw(st.integers(1, shape[dim]))
+        units = draw(st.integers(1, shape[dim] // width))
+        if draw(st.booleans()):
+            index.append(Span(draw(st.integers(0, shape[dim] - units * width)), width))
+        else:
+            flat = draw(st.permutations(range(shape[dim])))[: units * width]
+            rows = (tuple(flat[u * width : (u + 1) * width]) for u in range(units))
+            index.append(Table(tuple(rows)))
+        grid.append(units)
+    sizes = tuple(shape[dim] for dim in dims)
+    return Axis("t", tuple(dims), tuple(index), sizes), tuple(shape), tuple(grid)
+
+
+@given(place=places(), seed=st.integers(0, 2**31))
+@settings(max_examples=300)
+def test_pool_is_the_transpose_of_expand(
+    place: tuple[Axis, tuple[int, ...], tuple[int, ...]], seed: int
+) -> None:
+    axis, shape, grid = place
+    generator = torch.Generator().manual_seed(seed)
+    # Whole numbers in float64: both sides are exact, so they must be equal to the bit.
+    units = torch.randint(-9, 10, grid, generator=generator).double()
+    elements = torch.randint(-9, 10, shape, generator=generator).double()
+    spread, pooled = expand(axis, units, shape), pool(axis, elements, grid)
+    assert spread.shape == shape
+    assert pooled.shape == grid
+    assert (spread * elements).sum() == (units * pooled).sum()
+
+
+@given(place=places())
+@settings(max_examples=200)
+def test_expand_puts_each_unit_where_its_index_says(
+    place: tuple[Axis, tuple[int, ...], tuple[int, ...]],
+) -> None:
+    axis, shape, grid = place
+    numbers = torch.arange(1, 1 + int(np.prod(grid)), dtype=torch.float64).reshape(grid)
+    spread = expand(axis, numbers, shape)
+    for place_ in np.ndindex(*shape):
+        owner = [_owner(index, place_[dim], units) for index, dim, units in
+                 zip(axis.index, axis.dims, grid, strict=True)]  # fmt: skip
+        wanted = 0.0 if None in owner else float(numbers[tuple(owner)])  # type: ignore[arg-type]
+        assert float(spread[place_]) == wanted
+
+
+def _owner(index: Span | Table, position: int, units: int) -> int | None:
+    """Which unit owns a position, straight from the definition."""
+    for unit in range(units):
+        if isinstance(index, Span):
+            owned = range(index.start + unit * index.width, index.start + (unit + 1) * index.width)
+        else:
+            owned = index.rows[unit]  # type: ignore[assignment]
+        if position in owned:
+            return unit
+    return None
+
+
+# ---- 3: masks nest and cost is monotone
+
+
+def _nested(model: nn.Module, inputs: object, groups: tuple[PrunableGroup, ...]) -> None:
+    costs, layout, tensors = CostModel.of(model, inputs, groups), Layout(groups), tensors_of(model)  # type: ignore[arg-type]
+    orders = rank_units(model, groups, "random")
+    for number, group in enumerate(groups):
+        assert sorted(orders[group.name].tolist()) == list(range(group.units))
+        kept = np.tile(costs.units, (len(group.levels), 1))
+        kept[:, number] = group.levels
+        assert (np.diff(costs(kept), axis=0) >= 0).all()
+        assert costs(kept)[-1].tolist() == costs.dense.tolist()
+        alive: dict[str, Tensor] = {}
+        for level in group.levels:
+            masks = layout.mask(
+                {name: torch.ones_like(t) for name, t in tensors.items()},
+                {group.name: orders[group.name][:level].sort().values},
+            )
+            for name, before in alive.items():
+                assert (masks.get(name, torch.ones(())) >= before).all()
+            alive = masks
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_masks_nest_and_cost_is_monotone(name: str) -> None:
+    case = toy(name)
+    _nested(case.model, case.inputs, case.live)
+
+
+@pytest.mark.parametrize("name", sorted(HAND))
+def test_masks_nest_for_units_that_are_not_channels(name: str) -> None:
+    case = by_hand(name)
+    _nested(case.model, case.inputs, case.groups)
+
+
+def test_masks_nest_for_patterns_that_do_not_shrink() -> None:
+    case = toy("chain")
+    groups = weight_groups()
+    _nested(case.model, case.inputs, groups[:2])
+    _nested(case.model, case.inputs, groups)
+    costs = CostModel.of(case.model, case.inputs, groups[:1])
+    half = costs.dense - costs([groups[0].units // 2])
+    assert half.tolist() == [12 * 96 / 2, 12 * 96 / 2, 12 * 96 / 2 * 8]
+
+
+@given(
+    units=st.integers(1, 40),
+    low=st.integers(0, 40),
+    multiple=st.integers(1, 9),
+    kept=st.floats(-5, 50),
+)
+def test_the_nearest_level_is_the_nearest(units: int, low: int, multiple: int, kept: float) -> None:
+    group = PrunableGroup("g", (units,), (), TopK(), min_keep=min(low, units), multiple_of=multiple)
+    nearest = group.nearest_level(kept)
+    assert nearest in group.levels
+    assert all(abs(nearest - kept) <= abs(level - kept) for level in group.levels)
+    assert group.levels[-1] == units
+    assert all(level % multiple == 0 for level in group.levels[:-1])
+    assert list(group.levels) == sorted(set(group.levels))
+
+
+# ---- 4: the cost polynomial counts what is there
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(data=st.data())
+def test_cost_is_what_pytorch_counts_on_the_small_network(name: str, data: st.DataObject) -> None:
+    case = toy(name)
+    costs = CostModel.of(case.model, case.inputs, case.live)
+    plan = data.draw(plans(case.live))
+    small = compact(case.model, plan)
+    macs, params, size = costs([plan.levels[name] for name in costs.names])
+    assert macs == counted_macs(small, case.inputs)
+    assert (params, size) == counted_size(small)
+
+
+@given(data=st.data())
+@settings(max_examples=10)
+def test_cost_of_gated_neurons_is_what_pytorch_counts(data: st.DataObject) -> None:
+    case = by_hand("gated_mlp")
+    costs = CostModel.of(case.model, case.inputs, case.groups)
+    plan = data.draw(plans(case.groups))
+    small = compact(case.model, plan)
+    macs, params, size = costs(list(plan.levels.values()))
+    assert macs == counted_macs(small, case.inputs)
+    assert (params, size) == counted_size(small)
+
+
+@pytest.mark.parametrize("name", ["attention", "fused_attention"])
+def test_cost_of_attention_is_what_pytorch_counts_when_whole(name: str) -> None:
+    case = by_hand(name)
+    costs = CostModel.of(case.model, case.inputs, case.groups)
+    assert costs.dense[0] == counted_macs(case.model, case.inputs)
+    plan = PruningPlan(case.groups, {case.groups[0].name: (0, 2)})
+    assert tuple(costs([2])[1:]) == counted_size(compact(case.model, plan))
+
+
+def test_the_laws_catch_a_wrong_group() -> None:
+    """Shift one axis by a channel: masked and compact must come apart."""
+    case = toy("residual")
+    right = next(group for group in case.live if group.name == "a1.0")
+    reader = next(number for number, axis in enumerate(right.axes) if axis.role == "in")
+    axes = list(right.axes)
+    shifted = tuple((unit + 1) % right.units for unit in range(right.units))
+    axes[reader] = replace(axes[reader], index=(Table(tuple((unit,) for unit in shifted)),))
+    plan = PruningPlan((replace(right, axes=tuple(axes)),), {right.name: (0, 1, 2)})
+    small = compact(case.model, plan)
+    with masked(case.model, plan):
+        assert not close(outputs(case.model, case.inputs), outputs(small, case.inputs), 1e-3)

@@ -1,0 +1,88 @@
+"""What is shipped: prune_env alone, whole, with its data and types."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import prune_env
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def folders() -> set[str]:
+    """Every folder of prune_env that holds Python files, as a package name."""
+    files = (ROOT / "prune_env").rglob("*.py")
+    return {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in files}
+
+
+def test_every_package_is_listed() -> None:
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == folders()
+    assert all((ROOT / name.replace(".", "/") / "__init__.py").is_file() for name in folders())
+
+
+def test_the_public_names_fit_on_a_screen_and_exist() -> None:
+    assert len(prune_env.__all__) <= 20
+    assert sorted(prune_env.__all__) == list(prune_env.__all__)
+    for name in prune_env.__all__:
+        assert getattr(prune_env, name).__doc__, f"{name} is not documented"
+
+
+def test_versions_agree() -> None:
+    assert prune_env.__version__ == PROJECT["project"]["version"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel, built from a copy without what development leaves lying about."""
+    if importlib.util.find_spec("setuptools") is None:
+        pytest.skip("no setuptools to build with")
+    folder = tmp_path_factory.mktemp("wheel")
+    skip = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "runs", "dist")
+    shutil.copytree(ROOT, folder / "source", ignore=skip)
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", *options, "-w", str(folder), str(folder / "source")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    return zipfile.ZipFile(next(folder.glob("*.whl")))
+
+
+def test_the_wheel_holds_prune_env_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    tops = {name.partition("/")[0] for name in wheel.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"prune_env"}
+
+
+def test_the_wheel_holds_every_module_the_types_and_the_data(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    for pattern in ("*.py", "*.typed", "*.npz"):
+        for path in (ROOT / "prune_env").rglob(pattern):
+            assert path.relative_to(ROOT).as_posix() in names
+    assert "prune_env/py.typed" in names
+    assert "prune_env/tasks/digits.npz" in names
+
+
+def test_the_core_imports_without_the_extras() -> None:
+    """gymnasium, torch and numpy are enough: no other package of the extras is loaded."""
+    code = (
+        "import sys, prune_env, prune_env.testing; heavy = {'stable_baselines3', 'transformers', "
+        "'matplotlib', 'pyarrow', 'torchvision', 'tensorboard', 'pandas', 'sklearn'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+def test_the_version_range_of_torch_is_a_range() -> None:
+    (torch,) = [line for line in PROJECT["project"]["dependencies"] if line.startswith("torch")]
+    assert ">=" in torch
+    assert "==" not in torch

@@ -1,0 +1,365 @@
+"""The decision process: the budget holds whatever is asked, and none of it is left lying."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from toys import NAMES, toy
+
+from prune_env.errors import (
+    BudgetError,
+    ConfigError,
+    DataError,
+    GroupError,
+    ModelError,
+    PlanError,
+)
+from prune_env.mdp.rewards import FLOPS_WEIGHT, REWARDS, Outcome, reward_named
+from prune_env.mdp.task import FEATURES, PruningTask, State
+from prune_env.measure.batches import Batch
+from prune_env.measure.costs import METRICS, CostModel
+from prune_env.measure.evaluators import ClassifierEvaluator, Metrics
+from prune_env.structure.options import constrain
+from prune_env.surgery.apply import compact
+from prune_env.surgery.criteria import score_units
+from prune_env.surgery.repair import reestimate_batchnorm
+from prune_env.testing import toy_inputs, toy_model, toy_task
+
+CLASSIFIERS = [name for name in NAMES if name != "pixel_shuffle"]
+
+
+def measured(kept: tuple[int, ...]) -> Metrics:
+    return Metrics(accuracy=0.5, loss=1.0, kl=1 / (1 + sum(kept)), samples=8)
+
+
+@cache
+def dense_task(name: str, multiple: int = 1, on: str = "macs") -> PruningTask:
+    """A task over a toy with true costs and scores, at no budget; measuring costs nothing."""
+    case = toy(name)
+    groups = constrain(case.live, multiple_of=multiple) if multiple > 1 else case.live
+    live = tuple(group for group in groups if not group.frozen) or case.live
+    costs = CostModel.of(case.model, case.inputs, live)
+    scores = score_units(case.model, live)
+    return PruningTask(live, costs, measured, scores, budget=1.0, on=on)  # type: ignore[arg-type]
+
+
+@st.composite
+def tasks(draw: st.DrawFn, names: list[str] = NAMES) -> PruningTask:
+    """A toy's task with any metric, any reachable budget, and steps of 1 to 3 units."""
+    name = draw(st.sampled_from(names))
+    task = dense_task(name, draw(st.integers(1, 3)), draw(st.sampled_from(METRICS)))
+    least = float(task.costs.ratio([g.levels[0] for g in task.groups], task.on))
+    budget = draw(st.one_of(st.just(least), st.just(1.0), st.floats(least, 1.0)))
+    return replace(task, budget=budget)
+
+
+def asked_of(task: PruningTask) -> st.SearchStrategy[list[float]]:
+    numbers = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))
+    return st.lists(numbers, min_size=task.length, max_size=task.length)
+
+
+def is_tight(task: PruningTask, kept: tuple[int, ...]) -> bool:
+    """Within the budget, and no single group can be raised by a level within it."""
+    assert all(level in group.levels for level, group in zip(kept, task.groups, strict=True))
+    assert task.costs.ratio(kept, task.on) <= task.budget + 1e-12
+    for number, group in enumerate(task.groups):
+        higher = [level for level in group.levels if level > kept[number]]
+        if higher:
+            raised = (*kept[:number], higher[0], *kept[number + 1 :])
+            if task.costs.ratio(raised, task.on) <= task.budget + 1e-12:
+                return False
+    return True
+
+
+def walk(task: PruningTask, asked: list[float]) -> State:
+    state = State()
+    for sparsity in asked:
+        state = task.advance(state, sparsity)
+    return state
+
+
+@given(data=st.data())
+@settings(max_examples=100)
+def test_every_walk_meets_the_budget_and_wastes_none(data: st.DataObject) -> None:
+    task = data.draw(tasks())
+    asked = data.draw(asked_of(task))
+    end = walk(task, asked)
+    assert end.asked == tuple(asked)
+    assert is_tight(task, end.kept)
+    assert task.outcome(end.kept).kept == end.kept
+
+
+@given(data=st.data())
+@settings(max_examples=100)
+def test_every_decode_meets_the_budget_and_wastes_none(data: st.DataObject) -> None:
+    task = data.draw(tasks())
+    asked = [x * 3 - 1 for x in data.draw(asked_of(task))]  # also outside [0, 1]
+    assert is_tight(task, task.decode(asked))
+
+
+@given(data=st.data())
+def test_what_is_asked_is_done_where_the_budget_allows(data: st.DataObject) -> None:
+    task = replace(data.draw(tasks()), budget=1.0)
+    wanted = [data.draw(st.sampled_from(group.levels)) for group in task.groups]
+    state = State()
+    for number, (group, level) in enumerate(zip(task.groups, wanted, strict=True)):
+        assert task.project(state, 1 - level / group.units) == level
+        state = State((*state.kept, level), (*state.asked, 1 - level / group.units))
+        assert len(state.kept) == number + 1
+
+
+def greedy_fill(task: PruningTask, kept: tuple[int, ...], asked: list[float]) -> tuple[int, ...]:
+    """`fill` as its docstring says it: one level at a time, to the group that lost most."""
+    now = list(kept)
+    while True:
+        best, loss = None, -math.inf
+        for number, group in enumerate(task.groups):
+            place = group.levels.index(now[number]) + 1
+            if place < len(group.levels):
+                raised = [*now[:number], group.levels[place], *now[number + 1 :]]
+                lost = ((1 - asked[number]) * group.units - now[number]) / group.units
+                if task.within_budget(raised) and lost > loss:
+                    best, loss, level = number, lost, group.levels[place]
+        if best is None:
+            return tuple(now)
+        now[best] = level
+
+
+@given(data=st.data())
+@settings(max_examples=100)
+def test_fill_is_its_definition(data: st.DataObject) -> None:
+    task = data.draw(tasks())
+    asked = data.draw(asked_of(task))
+    kept = tuple(group.levels[0] for group in task.groups)
+    assert task.fill(kept, asked) == greedy_fill(task, kept, asked)
+
+
+@given(data=st.data())
+def test_observations_lie_in_the_box(data: st.DataObject) -> None:
+    task = data.draw(tasks())
+    state = State()
+    for sparsity in [*data.draw(asked_of(task)), None]:
+        seen = task.observe(state)
+        assert seen.shape == (len(FEATURES),)
+        assert seen.dtype == np.float32
+        assert ((seen >= 0) & (seen <= 1)).all()
+        named = dict(zip(FEATURES, seen.tolist(), strict=True))
+        now = [*state.kept, *(g.units for g in task.groups[len(state.kept) :])]
+        assert named["cost_now"] == pytest.approx(float(task.costs.ratio(now, task.on)))
+        assert named["budget"] == pytest.approx(task.budget)
+        if sparsity is not None:
+            state = task.advance(state, sparsity)
+
+
+def test_features_of_a_state_by_hand() -> None:
+    task = toy_task(length=4, units=20, budget=0.6)
+    seen = dict(zip(FEATURES, task.observe(State((10, 20), (0.5, 0.0))).tolist(), strict=True))
+    total = 4 * 400 + 1
+    assert seen == pytest.approx(
+        {
+            "position": 2 / 3,
+            "units": math.log2(20) / 16,
+            "cost_share": 400 / total,
+            "cost_removable": 800 / total,
+            "mass_lost_25": 15 / 210,
+            "mass_lost_50": 55 / 210,
+            "mass_lost_75": 120 / 210,
+            "cost_now": (200 + 3 * 400 + 1) / total,
+            "cost_excess": (200 + 3 * 400 + 1) / total - 0.6,
+            "last_sparsity": 0.0,
+            "budget": 0.6,
+        }
+    )
+
+
+@given(data=st.data())
+def test_uniform_is_uniform(data: st.DataObject) -> None:
+    """Equal groups in a chain: no two differ by more than the one level that is left over."""
+    task = toy_task(units=data.draw(st.integers(5, 40)), budget=data.draw(st.floats(0.1, 1.0)))
+    kept = task.decode([0.0] * task.length)
+    assert max(kept) - min(kept) <= 1
+    assert task.uniform_sparsity == pytest.approx(1 - sum(kept) / len(kept) / task.groups[0].units)
+
+
+def test_a_plan_keeps_the_units_with_the_highest_scores() -> None:
+    task = dense_task("residual")
+    kept = task.decode([0.5] * task.length)
+    plan = task.plan(kept, searcher="hand")
+    assert tuple(plan.levels.values()) == kept
+    assert plan.notes == {"searcher": "hand"}
+    for group in task.groups:
+        chosen = task.scores[group.name][list(plan.kept[group.name])]
+        assert torch.equal(
+            chosen.sort().values, task.scores[group.name].sort().values[-len(chosen) :]
+        )
+
+
+# ---- errors
+
+
+def test_a_budget_that_cannot_be_reached_says_what_can() -> None:
+    task = dense_task("residual")
+    least = float(task.costs.ratio([g.levels[0] for g in task.groups]))
+    assert replace(task, budget=least).decode([0.0] * 4) == tuple(g.levels[0] for g in task.groups)
+    with pytest.raises(BudgetError, match=f"cannot be reached.*smallest level {least:.3f} remain"):
+        replace(task, budget=least * 0.99)
+
+
+@pytest.mark.parametrize("budget", [0.0, -1.0, 1.5, math.nan])
+def test_a_budget_out_of_range_is_refused(budget: float) -> None:
+    with pytest.raises(BudgetError, match=r"give a fraction of the dense cost in \(0, 1\]"):
+        replace(dense_task("residual"), budget=budget)
+
+
+def test_other_nonsense_is_refused() -> None:
+    task = dense_task("residual")
+    with pytest.raises(BudgetError, match="no cost 'flops'"):
+        replace(task, on="flops")  # type: ignore[arg-type]
+    with pytest.raises(BudgetError, match="no prunable group"):
+        replace(task, groups=())
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ((8, 6, 12), "3 numbers of kept units for 4 groups"),
+        (
+            (8, 6, 12, 99),
+            r"99 kept units is not a level of group 'b1.0' \(10 units, levels 1 to 10",
+        ),
+        ((8, 6, 12, 10), "leaves 1.000 of the macs, the budget is 0.500"),
+    ],
+)
+def test_plans_that_are_not_the_tasks_are_refused(kept: tuple[int, ...], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        replace(dense_task("residual"), budget=0.5).outcome(kept)
+
+
+def test_asking_for_too_few_groups_is_refused() -> None:
+    with pytest.raises(PlanError, match="2 sparsities for 4 groups"):
+        dense_task("residual").decode([0.5, 0.5])
+
+
+# ---- rewards
+
+
+def outcome(**changes: Any) -> Outcome:
+    metrics = Metrics(accuracy=0.8, loss=0.6, kl=0.25, samples=10)
+    return replace(Outcome((3,), metrics, 2e6, 0.5, 0.4), **changes)
+
+
+def test_rewards_by_hand() -> None:
+    assert REWARDS["accuracy"](outcome()) == {"accuracy": 0.8, "flops": FLOPS_WEIGHT * 0.5}
+    assert REWARDS["kl"](outcome()) == {"kl": -0.25, "flops": FLOPS_WEIGHT * 0.5}
+    assert REWARDS["amc"](outcome())["amc"] == pytest.approx(-0.2 * math.log(2e6))
+    assert outcome(terms={"a": 0.5, "b": -2.0}).reward == -1.5
+    assert reward_named("kl") is REWARDS["kl"]
+    with pytest.raises(ConfigError, match=r"no reward 'KL'.*kl, accuracy, amc"):
+        reward_named("KL")
+
+
+def test_an_outcome_carries_costs_and_terms() -> None:
+    task = replace(dense_task("residual"), reward=REWARDS["amc"], budget=0.5)
+    kept = task.decode([0.2, 0.4, 0.6, 0.8])
+    found = task.outcome(kept)
+    macs, params, _ = task.costs(kept)
+    dense = task.costs.dense
+    assert found.flops == 2 * macs
+    assert (found.flops_ratio, found.params_ratio) == (macs / dense[0], params / dense[1])
+    assert found.reward == pytest.approx(-0.5 * math.log(2 * macs))
+
+
+# ---- from_model
+
+
+def loader(name: str, count: int = 6) -> list[tuple[Any, Tensor]]:
+    """Batches of 4 labelled samples."""
+    labels = torch.arange(4)
+    return [(toy_inputs(name, seed=seed, batch=4), labels) for seed in range(count)]
+
+
+OPTIONS = {"calibration_samples": 8, "reward_samples": 16, "batch_size": 4}
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_an_outcome_is_compact_repaired_and_measured(name: str) -> None:
+    """The task's quick way gives what the public functions give."""
+    model, data = toy_model(name).train(), loader(name)
+    before = {key: t.clone() for key, t in model.state_dict().items()}
+    task = PruningTask.from_model(model, data, budget=0.8, **OPTIONS)
+    assert all(torch.equal(before[key], t) for key, t in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    kept = task.decode([0.5] * task.length)
+    small = compact(model, task.plan(kept)).eval()
+    batches = [Batch(*item) for item in data]
+    reestimate_batchnorm(small, batches[:2])
+    by_hand = ClassifierEvaluator.of(model, batches[2:])(small)
+    assert task.outcome(kept).metrics == by_hand
+    assert task.dense == ClassifierEvaluator.of(model, batches[2:])(model)
+    again = PruningTask.from_model(model, data, budget=0.8, **OPTIONS)
+    assert again.outcome(kept) == task.outcome(kept)
+
+
+def test_inputs_without_a_batch_dimension_are_left_whole() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = toy_model("residual")
+
+        def forward(self, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+            return self.inner(x * scale + bias)  # type: ignore[no-any-return]
+
+    inputs = (toy_inputs("residual", batch=4), torch.tensor(2.0), torch.zeros(3, 1, 1))
+    task = PruningTask.from_model(Scaled().eval(), [(inputs, torch.arange(4))] * 6, **OPTIONS)
+    assert task.length == 4
+
+
+def test_criteria_that_need_gradients_get_them() -> None:
+    task = PruningTask.from_model(
+        toy_model("residual"), loader("residual"), criterion="taylor", **OPTIONS
+    )
+    assert all(bool((scores > 0).any()) for scores in task.scores.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"budgt": 0.5}, ConfigError, "no task option 'budgt'; did you mean 'budget'"),
+        ({"criterion": "l3"}, ConfigError, "no criterion 'l3'"),
+        ({"reward": "x"}, ConfigError, "no reward 'x'"),
+        ({"repair": "x"}, ConfigError, "no repair 'x'"),
+        ({"ignore": ["nowhere.*"]}, GroupError, "matches none"),
+        ({"ignore": ["*"]}, BudgetError, "no prunable group"),
+        ({"budget": 0.01}, BudgetError, "cannot be reached"),
+        ({"batch_size": 0}, DataError, "batch_size is 0"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        PruningTask.from_model(toy_model("residual"), loader("residual"), **{**OPTIONS, **change})
+
+
+def test_data_and_models_that_cannot_be_are_refused() -> None:
+    model = toy_model("residual")
+    with pytest.raises(DataError, match="no samples"):
+        PruningTask.from_model(model, [])
+    with pytest.raises(ModelError, match="does not run on the data"):
+        PruningTask.from_model(model, [(torch.randn(4, 5, 8, 8), torch.arange(4))])
+    with pytest.raises(DataError, match="has 5 classes"):
+        PruningTask.from_model(model, [(toy_inputs("residual", batch=4), torch.arange(4) + 3)])
+    with pytest.raises(GroupError, match="found on another model"):
+        PruningTask.from_model(model, loader("residual"), groups=toy("chain").groups, **OPTIONS)
+    model.get_parameter("head.bias").data[0] = math.nan
+    with pytest.raises(ModelError, match=r"'head.bias' holds 1 NaN"):
+        PruningTask.from_model(model, loader("residual"))

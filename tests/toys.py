@@ -1,0 +1,100 @@
+"""Toys as the law tests use them: float64, discovered once, with random plans over their groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from prune_env.structure.discover import find_groups
+from prune_env.structure.groups import PrunableGroup
+from prune_env.structure.inputs import Inputs, call_model, map_tensors
+from prune_env.structure.trace import tensors_in
+from prune_env.surgery.plan import PruningPlan
+from prune_env.testing import TOYS, toy_inputs, toy_model
+
+NAMES = sorted(TOYS)
+
+
+@dataclass(frozen=True)
+class Toy:
+    model: nn.Module
+    inputs: Inputs
+    groups: tuple[PrunableGroup, ...]
+
+    @property
+    def live(self) -> tuple[PrunableGroup, ...]:
+        return tuple(group for group in self.groups if not group.frozen)
+
+
+@cache
+def toy(name: str) -> Toy:
+    """A toy in float64 with all its groups; do not change it."""
+    model = toy_model(name).double()
+    inputs = map_tensors(Tensor.double, toy_inputs(name))
+    return Toy(model, inputs, find_groups(model, inputs))
+
+
+def units_of(group: PrunableGroup) -> st.SearchStrategy[tuple[int, ...]]:
+    """A random set of at least `min_keep` units."""
+    numbers = st.sets(st.integers(0, group.units - 1), min_size=max(1, group.min_keep))
+    return numbers.map(lambda found: tuple(sorted(found)))
+
+
+def plans(groups: tuple[PrunableGroup, ...]) -> st.SearchStrategy[PruningPlan]:
+    """Random keep sets for every group."""
+    kept = st.fixed_dictionaries({group.name: units_of(group) for group in groups})
+    return kept.map(lambda units: PruningPlan(groups, units))
+
+
+def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    with torch.no_grad():
+        return tensors_in(call_model(model, inputs))
+
+
+def close(first: list[Tensor], second: list[Tensor], tolerance: float = 1e-9) -> bool:
+    """Same shapes, and values that differ by rounding alone."""
+    pairs = list(zip(first, second, strict=True))
+    return all(
+        a.shape == b.shape and bool(((a - b).abs() <= tolerance * (1 + b.abs().max())).all())
+        for a, b in pairs
+    )
+
+
+def identical(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Two state_dicts with the same bits."""
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def counted_macs(model: nn.Module, inputs: Inputs) -> float:
+    """MACs per sample as PyTorch counts them (its attention kernels count as nothing but MATH)."""
+    counter = FlopCounterMode(display=False)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            call_model(model, inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    samples = next(t.shape[0] for t in tensors_in(inputs))
+    return counter.get_total_flops() / 2 / samples
+
+
+def counted_size(model: nn.Module) -> tuple[int, int]:
+    """Parameters, and bytes of everything in the state_dict; shared tensors once."""
+    parameters = sum(p.numel() for p in model.parameters())
+    stored = model.state_dict(keep_vars=True).values()
+    tensors = {id(t): t for t in stored if isinstance(t, Tensor)}
+    return parameters, sum(t.numel() * t.element_size() for t in tensors.values())
