@@ -24,7 +24,6 @@ class Project:
         dense: the trained network; never changed.
         task: the pruning task; measures on training data only.
         train: loader for fine-tuning (shuffled, augmented).
-        calibration: loader over training data in a fixed order, without augmentation.
         val: loader that selects epochs.
         test: loader for the final number.
         factory: makes the dense network with any weights, for loading a saved folder.
@@ -34,7 +33,6 @@ class Project:
     dense: nn.Module
     task: PruningTask
     train: Iterable[Any]
-    calibration: Iterable[Any]
     val: Iterable[Any]
     test: Iterable[Any]
     factory: Callable[[], nn.Module]

@@ -23,7 +23,7 @@ from experiments.directory import once
 from experiments.models import build_model, load_weights
 from experiments.progress import progress
 from experiments.project import Project
-from prune_env import PruningTask, compact, finetune, reestimate_batchnorm, save
+from prune_env import PruningTask, finetune, save
 from prune_env.deploy.bundle import METADATA, size_on_disk
 from prune_env.errors import ConfigError
 from prune_env.mdp.ledger import Ledger
@@ -81,7 +81,6 @@ def _image_project(config: RunConfig, folder: Path) -> Project:
         dense=dense,
         task=task,
         train=train,
-        calibration=plain,
         val=val,
         test=batches(splits.test, batch_size=EVALUATION_BATCH),
         factory=factory,
@@ -166,8 +165,7 @@ class Tuned:
 
 def tune(config: RunConfig, project: Project, result: SearchResult, folder: Path) -> Tuned:
     """Apply a plan for good, fine-tune, save the small network, measure it on test."""
-    small = compact(project.dense, result.plan)
-    reestimate_batchnorm(small, take_batches(project.calibration, config.calibration_samples, 125))
+    small = project.task.network(result.best.kept)
     settings = FinetuneSettings(
         epochs=config.finetune_epochs,
         learning_rate=config.learning_rate,

@@ -12,7 +12,7 @@ from prune_env.measure.batches import Batch
 from prune_env.structure.discover import find_groups
 from prune_env.surgery.apply import compact
 from prune_env.surgery.plan import PruningPlan
-from prune_env.surgery.repair import no_repair, reestimate_batchnorm, repair_named
+from prune_env.surgery.repair import Repair, reestimate_batchnorm, repair_named
 from prune_env.testing import toy_inputs, toy_model
 
 
@@ -121,11 +121,11 @@ def test_a_failure_leaves_the_statistics_as_they_were() -> None:
 
 
 def test_repairs_by_name() -> None:
-    assert repair_named("batchnorm") is reestimate_batchnorm
+    assert repair_named("batchnorm") == Repair(finish=reestimate_batchnorm)
     model = toy_model("residual")
     before = snapshot(model)
-    repair_named("none")(model, batches())
-    assert repair_named("none") is no_repair
+    repair_named("none").finish(model, batches())
+    assert repair_named("none") == Repair()
     assert identical(before, snapshot(model))
-    with pytest.raises(ConfigError, match=r"no repair 'bn'\. Choose one of batchnorm"):
+    with pytest.raises(ConfigError, match=r"no repair 'bn'\. Choose one of least_squares"):
         repair_named("bn")

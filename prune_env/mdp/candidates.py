@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from prune_env.errors import ConfigError, ModelError
 from prune_env.mdp.rewards import Reward
 from prune_env.measure.batches import Batch, take_batches
+from prune_env.measure.calibration import Calibration, calibrate
 from prune_env.measure.costs import CostModel, Metric
 from prune_env.measure.evaluators import ClassifierEvaluator, Evaluator, Metrics
 from prune_env.measure.gradients import loss_gradients
@@ -25,6 +26,7 @@ from prune_env.structure.options import PerGroup, constrain
 from prune_env.structure.rewrite import tensors_of
 from prune_env.surgery.apply import Candidates
 from prune_env.surgery.criteria import Criterion, criterion_named, require_finite, score_units
+from prune_env.surgery.ladder import Ladders, score_by_obs
 from prune_env.surgery.repair import Repair, repair_named
 
 
@@ -52,8 +54,8 @@ class TaskOptions:
 
     budget: float = 0.5
     on: Metric = "macs"
-    criterion: str | Criterion = "l1"
-    repair: str | Repair = "batchnorm"
+    criterion: str | Criterion = "obs"
+    repair: str | Repair = "least_squares"
     reward: str | Reward = "kl"
     leftover: str = "give_back"
     calibration_samples: int = 500
@@ -99,6 +101,7 @@ class CandidateEvaluator:
         candidates: the builder of smaller networks.
         groups: live groups, in the task's order.
         orders: units of each group, the last to be removed first.
+        ladders: all levels of every group.
         repair: what is done to a candidate before measuring.
         calibration: batches for the repair.
         measure: the evaluator.
@@ -108,6 +111,7 @@ class CandidateEvaluator:
     candidates: Candidates
     groups: tuple[PrunableGroup, ...]
     orders: Mapping[str, Tensor]
+    ladders: Ladders
     repair: Repair
     calibration: tuple[Batch, ...]
     measure: Evaluator
@@ -122,17 +126,21 @@ class CandidateEvaluator:
 
     def build(self, kept: Sequence[int]) -> nn.Module:
         """The repaired candidate; valid until the next call."""
-        pairs = zip(self.groups, kept, strict=True)
-        model = self.candidates.build({g.name: self.orders[g.name][:k] for g, k in pairs})
-        self.repair(model, self.calibration)
+        model = self._cut(kept)
+        self.repair.finish(model, self.calibration)
         return model
+
+    def _cut(self, kept: Sequence[int]) -> nn.Module:
+        counts = {group.name: k for group, k in zip(self.groups, kept, strict=True)}
+        overlay = self.repair.overlay(self.ladders, counts)
+        units = {name: self.orders[name][:k] for name, k in counts.items()}
+        return self.candidates.build(units, overlay)
 
     def _measure(self, kept: tuple[int, ...]) -> Metrics:
         start = time.perf_counter()
-        pairs = zip(self.groups, kept, strict=True)
-        model = self.candidates.build({g.name: self.orders[g.name][:k] for g, k in pairs})
+        model = self._cut(kept)
         built = time.perf_counter()
-        self.repair(model, self.calibration)
+        self.repair.finish(model, self.calibration)
         repaired = time.perf_counter()
         metrics = self.measure(model)
         self.clock.build += built - start
@@ -164,9 +172,6 @@ def prepare(
     See `PruningTask.from_model` for the arguments and errors.
     """
     require_finite(tensors_of(model))
-    named = isinstance(options.criterion, str)
-    criterion = criterion_named(options.criterion) if named else options.criterion  # type: ignore[arg-type]
-    assert isinstance(criterion, Criterion)
     repair = repair_named(options.repair) if isinstance(options.repair, str) else options.repair
     dense = _evaluation_copy(model)
     calibration, rewarding = _split(data, options)
@@ -176,18 +181,36 @@ def prepare(
     bounded = _constrained(found, options)
     live = tuple(group for group in bounded if not group.frozen)
     frozen = tuple(group for group in bounded if group.frozen)
-    gradients = loss_gradients(dense, calibration) if criterion.gradients else None
-    scores = score_units(dense, live, criterion, gradients=gradients, seed=options.seed)
+    statistics = calibrate(dense, calibration, live, seed=options.seed)
+    scores = _scores(dense, live, (calibration, statistics), options)
+    orders = {group.name: group.pattern.order(scores[group.name]) for group in live}
     evaluate = CandidateEvaluator(
         candidates=Candidates(dense, live),
         groups=live,
-        orders={group.name: group.pattern.order(scores[group.name]) for group in live},
+        orders=orders,
+        ladders=Ladders.of(dense, live, orders, statistics),
         repair=repair,
         calibration=tuple(calibration),
         measure=measure,
         dense=measure(dense),
     )
     return Parts(live, frozen, CostModel.of(dense, example, live), scores, evaluate)
+
+
+def _scores(
+    dense: nn.Module,
+    groups: Sequence[PrunableGroup],
+    data: tuple[Sequence[Batch], Calibration],
+    options: TaskOptions,
+) -> dict[str, Tensor]:
+    """Scores under the chosen criterion: elementwise, or by elimination on the statistics."""
+    batches, statistics = data
+    if options.criterion == "obs":
+        return score_by_obs(dense, groups, statistics)
+    chosen = options.criterion
+    criterion = criterion_named(chosen) if isinstance(chosen, str) else chosen
+    gradients = loss_gradients(dense, batches) if criterion.gradients else None
+    return score_units(dense, groups, criterion, gradients=gradients, seed=options.seed)
 
 
 def _example(batch: Batch) -> Inputs:

@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
+from torch import nn
 
 from prune_env.errors import ConfigError, PruneEnvError
 from prune_env.mdp.registry import make_task
@@ -104,6 +105,16 @@ class PruneEnv(gymnasium.Env[Array, Array]):
         if self._outcome is None:
             raise PruneEnvError("there is no plan before the last step of an episode.")
         return self.task.plan(self._outcome.kept, reward=self._outcome.reward)
+
+    def network(self) -> nn.Module:
+        """The pruned and repaired network of the finished episode, a copy.
+
+        Raises:
+            PruneEnvError: the episode is not finished.
+        """
+        if self._outcome is None:
+            raise PruneEnvError("there is no pruned network before the last step of an episode.")
+        return self.task.network(self._outcome.kept)
 
     def render(self) -> Any:
         """The decisions so far, in the chosen render mode."""

@@ -9,6 +9,7 @@ the last levels leave over is then given back to the groups that lost most again
 
 from __future__ import annotations
 
+import copy
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -88,6 +89,7 @@ class PruningTask:
         dense: quality of the dense network on the same samples.
         frozen: groups that are left alone, with their reasons, for tables.
         leftover: what is done with the budget that a finished plan has not spent.
+        build: the repaired network of a plan, valid until the next call.
         name: for logs.
     """
 
@@ -101,6 +103,7 @@ class PruningTask:
     dense: Metrics | None = None
     frozen: tuple[PrunableGroup, ...] = ()
     leftover: Leftover = give_back
+    build: Callable[[Kept], nn.Module] | None = None
     name: str = "task"
 
     def __post_init__(self) -> None:
@@ -164,6 +167,7 @@ class PruningTask:
             dense=parts.evaluate.dense,
             frozen=parts.frozen,
             leftover=leftover_named(chosen.leftover),
+            build=parts.evaluate.build,
             name=name,
         )
 
@@ -189,6 +193,16 @@ class PruningTask:
         """The plan that keeps the best `kept[g]` units of every group."""
         plan = PruningPlan.of_levels(self.groups, kept, self.orders)
         return PruningPlan(plan.groups, plan.kept, notes)
+
+    def network(self, kept: Sequence[int]) -> nn.Module:
+        """The pruned and repaired network of a plan, as it was measured: a copy to keep and tune.
+
+        Raises:
+            PlanError: `kept` is no plan of this task, or the task has no network (a toy).
+        """
+        if self.build is None:
+            raise PlanError(f"task '{self.name}' has no network. Use PruningTask.from_model.")
+        return copy.deepcopy(self.build(self._checked(kept))).requires_grad_(True)
 
     def within_budget(self, kept: Sequence[int] | NDArray[np.int64]) -> bool:
         """Whether a full vector of kept units meets the budget."""

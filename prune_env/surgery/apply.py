@@ -76,10 +76,20 @@ class Candidates:
         axes = [axis for group in groups for axis in group.axes if axis.role != "count"]
         self._lived = {axis.tensor: self._dense[axis.tensor] for axis in axes}
 
-    def build(self, kept: Mapping[str, Tensor]) -> nn.Module:
-        """The network with these units; equal to `compact` of the same plan."""
+    def build(
+        self, kept: Mapping[str, Tensor], overlay: Mapping[str, Tensor] | None = None
+    ) -> nn.Module:
+        """The network with these units; equal to `compact` of the same plan.
+
+        Args:
+            kept: units that stay, by group name.
+            overlay: tensors that take the place of the dense ones before the cut (see repair.py).
+        """
+        overlay = overlay or {}
+        self._lived |= {name: self._dense[name] for name in overlay}
         tensors = {name: buffer.clone() for name, buffer in self._buffers.items()}
         tensors |= {name: t for name, t in self._lived.items() if name not in tensors}
-        tensors |= self._layout.shrink(self._dense, kept)
+        tensors |= overlay
+        tensors |= self._layout.shrink({**self._dense, **overlay}, kept)
         assign(self._shell, tensors, self._layout.sizes(kept), self._places)
         return self._shell

@@ -1,8 +1,9 @@
-"""Repair: what is done to a candidate between cutting it and measuring it."""
+"""Repairs by name: closed form before the cut (ladder.py), on data after it, or both."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -10,8 +11,9 @@ from torch import nn
 from prune_env.errors import ConfigError, DataError
 from prune_env.measure.batches import Batch
 from prune_env.structure.inputs import call_model, eval_mode
+from prune_env.surgery.ladder import Overlay, bias_only, least_squares, no_overlay
 
-Repair = Callable[[nn.Module, Sequence[Batch]], None]
+Finish = Callable[[nn.Module, Sequence[Batch]], None]
 """Changes a candidate in place, given calibration batches."""
 
 
@@ -51,11 +53,30 @@ def reestimate_batchnorm(model: nn.Module, batches: Sequence[Batch]) -> None:
                 norm.momentum = momentum
 
 
-def no_repair(model: nn.Module, batches: Sequence[Batch]) -> None:
-    """Leave the candidate as it was cut, for comparison."""
+def no_finish(model: nn.Module, batches: Sequence[Batch]) -> None:
+    """Leave the candidate as it was cut."""
 
 
-REPAIRS: dict[str, Repair] = {"batchnorm": reestimate_batchnorm, "none": no_repair}
+@dataclass(frozen=True)
+class Repair:
+    """What is done to a candidate between cutting it and measuring it.
+
+    Attributes:
+        overlay: tensors that replace the dense ones before the cut; closed form, no data.
+        finish: what is done to the cut network, with calibration data.
+    """
+
+    overlay: Overlay = no_overlay
+    finish: Finish = no_finish
+
+
+REPAIRS: dict[str, Repair] = {
+    "least_squares": Repair(least_squares),
+    "least_squares+batchnorm": Repair(least_squares, reestimate_batchnorm),
+    "bias": Repair(bias_only),
+    "batchnorm": Repair(finish=reestimate_batchnorm),
+    "none": Repair(),
+}
 
 
 def repair_named(name: str) -> Repair:
