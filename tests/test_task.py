@@ -25,7 +25,7 @@ from prune_env.errors import (
 )
 from prune_env.mdp.rewards import FLOPS_WEIGHT, REWARDS, Outcome, reward_named
 from prune_env.mdp.task import FEATURES, PruningTask, State
-from prune_env.measure.batches import Batch
+from prune_env.measure.batches import Batch, channels_last
 from prune_env.measure.costs import METRICS, CostModel
 from prune_env.measure.evaluators import ClassifierEvaluator, Metrics
 from prune_env.structure.options import constrain
@@ -300,7 +300,7 @@ def test_an_outcome_is_compact_repaired_and_measured(name: str) -> None:
     assert all(module.training for module in model.modules())
     kept = task.decode([0.5] * task.length)
     small = compact(model, task.plan(kept)).eval()
-    batches = [Batch(*item) for item in data]
+    batches = [channels_last(Batch(*item)) for item in data]
     reestimate_batchnorm(small, batches[:2])
     by_hand = ClassifierEvaluator.of(model, batches[2:])(small)
     assert task.outcome(kept).metrics == by_hand
@@ -340,7 +340,7 @@ def test_criteria_that_need_gradients_get_them() -> None:
         ({"ignore": ["nowhere.*"]}, GroupError, "matches none"),
         ({"ignore": ["*"]}, BudgetError, "no prunable group"),
         ({"budget": 0.01}, BudgetError, "cannot be reached"),
-        ({"batch_size": 0}, DataError, "batch_size is 0"),
+        ({"batch_size": -1}, DataError, "batch_size is -1"),
     ],
 )
 def test_options_that_cannot_be_are_refused(

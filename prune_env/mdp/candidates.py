@@ -14,10 +14,15 @@ from torch import Tensor, nn
 
 from prune_env.errors import ConfigError, ModelError
 from prune_env.mdp.rewards import Reward
-from prune_env.measure.batches import Batch, take_batches
+from prune_env.measure.batches import Batch, channels_last, take_batches
 from prune_env.measure.calibration import Calibration, calibrate
 from prune_env.measure.costs import CostModel, Metric
-from prune_env.measure.evaluators import ClassifierEvaluator, Evaluator, Metrics
+from prune_env.measure.evaluators import (
+    ClassifierEvaluator,
+    Evaluator,
+    Metrics,
+    fitting_batch,
+)
 from prune_env.measure.gradients import loss_gradients
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup
@@ -44,7 +49,7 @@ class TaskOptions:
         leftover: what is done with unspent budget: "give_back" or "leave".
         calibration_samples: training samples for statistics and gradients.
         reward_samples: further training samples that the reward is measured on.
-        batch_size: of both.
+        batch_size: of both; 0 chooses one whose activations fit the processor's cache.
         ignore: names or globs of layers to leave alone.
         min_sparsity, max_sparsity: bounds on the fraction of units removed, for all groups or by
             layer name or glob.
@@ -60,7 +65,7 @@ class TaskOptions:
     leftover: str = "give_back"
     calibration_samples: int = 500
     reward_samples: int = 1000
-    batch_size: int = 125
+    batch_size: int = 0
     ignore: Sequence[str] = ()
     min_sparsity: PerGroup[float] = 0.0
     max_sparsity: PerGroup[float] = 0.9
@@ -174,7 +179,7 @@ def prepare(
     require_finite(tensors_of(model))
     repair = repair_named(options.repair) if isinstance(options.repair, str) else options.repair
     dense = _evaluation_copy(model)
-    calibration, rewarding = _split(data, options)
+    calibration, rewarding = _split(dense, data, options)
     measure = ClassifierEvaluator.of(dense, rewarding)
     example = _example(calibration[0])
     found = find_groups(dense, example, seed=options.seed) if groups is None else groups
@@ -243,10 +248,14 @@ def _constrained(
     )
 
 
-def _split(data: Iterable[Any], options: TaskOptions) -> tuple[list[Batch], list[Batch]]:
+def _split(
+    model: nn.Module, data: Iterable[Any], options: TaskOptions
+) -> tuple[list[Batch], list[Batch]]:
     """Calibration batches, then reward batches; a loader too short for both serves both."""
     wanted = options.calibration_samples + options.reward_samples
-    batches = take_batches(data, wanted, options.batch_size)
+    batches = take_batches(data, wanted)
+    size = options.batch_size or fitting_batch(model, _example(batches[0]))
+    batches = [channels_last(batch) for batch in take_batches(batches, None, size)]
     taken, calibration = 0, []
     for batch in batches:
         if taken < options.calibration_samples:

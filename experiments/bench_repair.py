@@ -1,0 +1,251 @@
+"""What closed-form repair is worth: accuracy of uniformly pruned networks, nothing tuned.
+
+    python -m experiments.bench_repair
+    python -m experiments.bench_repair --model resnet20 --data ../shared/data/cifar10_jpeg \\
+        --weights ../shared/models/resnet20_cifar10_jpeg/model.safetensors --threads 1 \\
+        --out experiments/results/repair_resnet20
+
+Without --weights the dense network is trained first, kept under runs/ and taken from there the
+next time; a training that was killed goes on after its last epoch. Calibration images come from
+train, accuracy and KL are of val; test is not touched.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from experiments.config import RunConfig, digest_of, main_guard, option, parse
+
+KEEPS = (0.75, 0.5, 0.3)
+"""Fractions of every group's units that stay."""
+ORDERS = ("l1", "obs")
+"""Criteria that order the units."""
+
+
+@dataclass(frozen=True)
+class RepairConfig:
+    """Prune uniformly to 75, 50 and 30 %, repair in every way, measure."""
+
+    model: str = option("digits", "network, see experiments/models.py")
+    data: str = option("digits", "'digits', a path, or a name under $PRUNE_ENV_DATA")
+    weights: str = option("", "file with the dense weights; empty: train them")
+    calibration_samples: int = option(1000, "training images for the statistics of the repair")
+    val_samples: int = option(0, "val images measured on; 0: all")
+    ignore: tuple[str, ...] = option((), "layers left alone: names or globs, comma separated")
+    seed: int = option(0, "seed of everything random")
+    dense_epochs: int = option(8, "epochs of dense training where no weights are given")
+    dense_samples: int = option(0, "training images of it; 0: all")
+    dense_learning_rate: float = option(0.1, "peak learning rate of it")
+    threads: int = option(1, "CPU threads of torch; 0: its own choice")
+    runs: Path = option(Path("runs"), "where the dense network is trained and kept")  # noqa: RUF009
+    out: str = option("", "path without suffix of the .md and .json to write; empty: print only")
+
+
+@main_guard
+def main(argv: Sequence[str]) -> int:
+    """Print the table and, last, the JSON line."""
+    config = parse(RepairConfig, argv, prog="python -m experiments.bench_repair")
+    import torch
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    start = time.perf_counter()
+    figures = {**measure(config), "seconds": round(time.perf_counter() - start, 1)}
+    figures["settings"] = settings_of(config)
+    publish(config.out, command_of("bench_repair", argv), page(figures), figures)
+    return 0
+
+
+def measure(config: RepairConfig) -> dict[str, Any]:
+    """Accuracy and KL of every keep, order and repair, and of the dense network, on val."""
+    from experiments.stages import open_project
+    from prune_env import PruningTask
+    from prune_env.mdp.candidates import CandidateEvaluator
+    from prune_env.measure.evaluators import ClassifierEvaluator
+    from prune_env.surgery.repair import REPAIRS, repair_named
+
+    weights = dense_weights(config)
+    # Any plan may be built: the budget only limits what the task itself would propose.
+    run = replace(run_config(config, weights), budget=1.0)
+    rows: list[dict[str, Any]] = []
+    figures: dict[str, Any] = {}
+    for order in ORDERS:
+        project = open_project(replace(run, criterion=order), weights.parent)
+        assert not isinstance(project, PruningTask)
+        task, evaluate = project.task, project.task.evaluate
+        assert isinstance(evaluate, CandidateEvaluator)
+        val = ClassifierEvaluator.of(project.dense, val_batches(project, config.val_samples))
+        if not figures:
+            dense = val(project.dense)
+            figures = {"dense_accuracy": dense.accuracy, "val_samples": dense.samples}
+            figures["groups"] = {group.name: group.units for group in task.groups}
+            note(f"dense {dense.accuracy:.2%}")
+        for keep in KEEPS:
+            kept = tuple(group.nearest_level(keep * group.units) for group in task.groups)
+            macs = float(task.costs.ratio(kept, "macs"))
+            for repair in sorted(REPAIRS, key=_strength):
+                metrics = val(replace(evaluate, repair=repair_named(repair)).build(kept))
+                row = {"order": order, "repair": repair, "keep": keep, "macs_ratio": macs}
+                rows.append({**row, "accuracy": metrics.accuracy, "kl": metrics.kl})
+                note(f"{order} {repair} {keep:.0%}: {metrics.accuracy:.2%}")
+    return {**figures, "rows": rows}
+
+
+def _strength(repair: str) -> int:
+    """Place of a repair in the table: the weakest first, unknown ones last."""
+    known = ("none", "bias", "batchnorm", "least_squares", "least_squares+batchnorm")
+    return known.index(repair) if repair in known else len(known)
+
+
+def page(figures: Mapping[str, Any]) -> str:
+    """The table in Markdown: a line per order and repair, a column per keep."""
+    rows, settings = figures["rows"], figures["settings"]
+    macs = {row["keep"]: row["macs_ratio"] for row in rows}
+    lines: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        cell = f"{100 * row['accuracy']:.1f} ({row['kl']:.3f})"
+        lines.setdefault((row["order"], row["repair"]), []).append(cell)
+    head = ["order", "repair", *(f"{k:.0%} kept, {m:.1%} MACs" for k, m in macs.items())]
+    return (
+        f"# Repair of a uniformly pruned {settings['model']}, no fine-tuning\n\n"
+        f"Accuracy in % (KL to the dense network, nats) on {figures['val_samples']:,} val images; "
+        f"dense {100 * figures['dense_accuracy']:.1f}. All {len(figures['groups'])} groups keep "
+        f"the same fraction of their units; statistics of {settings['calibration_samples']:,} "
+        "training images.\n\n" + markdown(head, [[*key, *cells] for key, cells in lines.items()])
+    )
+
+
+def dense_weights(config: Any) -> Path:
+    """The file with the dense weights: the one given, or one trained under `config.runs`.
+
+    `config` has the fields of `RepairConfig` that say what the dense network is.
+    """
+    if config.weights:
+        return Path(config.weights)
+    facts = {
+        f.name: getattr(config, f.name) for f in fields(RepairConfig) if hasattr(config, f.name)
+    }
+    same = RepairConfig(**{n: v for n, v in facts.items() if n in _DENSE})
+    folder = config.runs / f"bench-dense-{config.model}-{digest_of(same)}"
+    weights: Path = folder / "model.safetensors"
+    if not weights.exists():
+        _train_dense(same, folder)
+    return weights
+
+
+_DENSE = ("model", "data", "seed", "dense_epochs", "dense_samples", "dense_learning_rate")
+
+
+def _train_dense(config: RepairConfig, folder: Path) -> None:
+    import torch
+
+    from experiments.data import CropFlip, load_splits, loader
+    from experiments.models import build_model
+    from prune_env import FinetuneSettings, finetune
+    from prune_env.storage import save_tensors
+
+    splits = load_splits(config.data, seed=config.seed)
+    images = shuffled(splits.train, config.seed, slice(config.dense_samples or None))
+    augment = CropFlip(4) if images.images.shape[-1] >= 24 else None
+    shape = {"mean": splits.mean, "std": splits.std}
+    train = loader(images, batch_size=128, augment=augment, shuffle=True, **shape)
+    val = loader(splits.val, batch_size=250, **shape)
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(config.seed)
+        model = build_model(config.model, len(splits.classes))
+    settings = FinetuneSettings(
+        epochs=config.dense_epochs,
+        learning_rate=config.dense_learning_rate,
+        label_smoothing=0.05,
+        seed=config.seed,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    tuned = finetune(
+        model, train, val, settings=settings, checkpoint=folder / "checkpoint.pt",
+        on_epoch=lambda record: note(f"dense epoch {record.epoch}: {record.val_accuracy:.2%}"),
+    )  # fmt: skip
+    save_tensors(folder / "model.safetensors", tuned.model.state_dict())
+
+
+def shuffled(images: Any, seed: int, part: slice) -> Any:
+    """A part of an `ImageSet` in a random order that only the seed decides."""
+    import torch
+
+    from experiments.data import ImageSet
+
+    order = torch.randperm(len(images.labels), generator=torch.Generator().manual_seed(seed))[part]
+    return ImageSet(images.images[order], images.labels[order])
+
+
+def run_config(config: Any, weights: Path) -> RunConfig:
+    """The run that a bench works on: the fields both have in common."""
+    names = {f.name for f in fields(RunConfig)}
+    common = {name: value for name, value in asdict(config).items() if name in names}
+    return RunConfig(**{**common, "weights": str(weights)})
+
+
+def val_batches(project: Any, samples: int) -> list[Any]:
+    """The first `samples` val images (0: all) in the batches that evaluate fastest."""
+    from prune_env.measure.batches import channels_last, take_batches
+    from prune_env.measure.evaluators import fitting_batch
+
+    batches = take_batches(project.val, samples or None)
+    size = fitting_batch(project.dense, batches[0].inputs[:2])
+    return [channels_last(batch) for batch in take_batches(batches, None, size)]
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """The settings, as JSON holds them."""
+    import torch
+
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    return {**settings, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def command_of(script: str, argv: Sequence[str]) -> str:
+    """What was typed, to be typed again."""
+    return shlex.join(["python", "-m", f"experiments.{script}", *argv])
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def publish(out: str, command: str, text: str, figures: Mapping[str, Any]) -> None:
+    """Print the page and then the JSON line; with `out`, write both there too."""
+    from prune_env.storage import write_text
+
+    finite = json.dumps({"command": command, **_plain(figures)}, allow_nan=False)
+    if out:
+        write_text(f"{out}.md", f"{text}\nMade by\n\n    {command}\n")
+        write_text(f"{out}.json", finite + "\n")
+    print(text)
+    print(finite)
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows no NaN: an undefined figure is null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def note(line: str) -> None:
+    """Progress, where it does not disturb the figures."""
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(None))
