@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from prune_env import Ledger, PruningTask
+from prune_env.mdp.task import Kept
 
 
 def uniform(ledger: Ledger, seed: int) -> None:
@@ -45,6 +46,6 @@ def _relative(task: PruningTask, name: str) -> np.ndarray:
     return scores / mean if mean > 0 else np.ones_like(scores)
 
 
-def _above(task: PruningTask, scores: list[np.ndarray], threshold: float) -> list[int]:
+def _above(task: PruningTask, scores: list[np.ndarray], threshold: float) -> Kept:
     pairs = zip(task.groups, scores, strict=True)
-    return [group.nearest_level(float((s >= threshold).sum())) for group, s in pairs]
+    return tuple(group.nearest_level(float((s >= threshold).sum())) for group, s in pairs)

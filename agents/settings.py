@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.utils import LinearSchedule
 
 Settings = dict[str, Any]
 
@@ -20,14 +21,16 @@ def ppo(length: int, evaluations: int) -> Settings:
     """Whole episodes per update, at least twelve updates, four minibatches where they fit.
 
     A rollout that cut an episode would see no reward for it. Actions start with a standard
-    deviation of 0.37, within reach of every level but centred on the uniform plan.
+    deviation of 0.37, within reach of every level but centred on the uniform plan. The rate falls,
+    since the last policy is what counts: fast at first, settled at the end.
     """
     episodes = _episodes(evaluations)
     steps = length * episodes
     parts = next(m for m in (4, 2, 1) if episodes % m == 0 and (m == 1 or steps // m >= 8))
     return {
         "gamma": 1.0, "gae_lambda": 0.95, "n_steps": steps, "batch_size": steps // parts,
-        "n_epochs": 10, "learning_rate": 1e-3, "ent_coef": 0.0, "policy_kwargs": _gaussian(),
+        "n_epochs": 10, "learning_rate": LinearSchedule(2e-3, 1e-4, 1.0),
+        "ent_coef": 0.0, "policy_kwargs": _gaussian(),
     }  # fmt: skip
 
 

@@ -1,0 +1,162 @@
+"""TensorBoard files, read back as TensorBoard does."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+from agents.callbacks import TensorBoardLog, sparsity_tags
+from agents.figures import scatter
+from agents.search import run_search
+from prune_env import PruningTask
+from prune_env.errors import RunError
+from prune_env.testing import toy_task
+
+N = 12
+
+
+def read(folder: Path) -> EventAccumulator:
+    """Everything in a folder; 0 means that nothing is thinned out."""
+    kinds = ("scalars", "images", "tensors")
+    return EventAccumulator(str(folder), dict.fromkeys(kinds, 0)).Reload()
+
+
+def search(folder: Path, name: str = "ppo") -> PruningTask:
+    task = toy_task(budget=0.6)
+    baselines = {"uniform": run_search(task, "uniform", 1, 0).best}
+    log = TensorBoardLog(folder / "log", task, baselines, {"seed": 0, "widths": [1, 2]})
+    run_search(task, name, N, 0, folder / "search", on_outcome=log)
+    log.close()
+    return task
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tb")
+    search(folder)
+    return folder
+
+
+def test_every_evaluation_is_a_step_of_every_curve(logged: Path) -> None:
+    task, events = toy_task(budget=0.6), read(logged / "log")
+    tags = {
+        "quality/accuracy", "quality/kl", "quality/loss", "cost/flops_ratio", "cost/params_ratio",
+        "reward/total", "reward/closeness", "best/reward", "best/accuracy", "best/kl",
+        *sparsity_tags(task),
+    }  # fmt: skip
+    assert tags <= set(events.Tags()["scalars"])
+    for tag in tags:
+        assert [event.step for event in events.Scalars(tag)] == list(range(1, N + 1)), tag
+    rewards = [event.value for event in events.Scalars("reward/total")]
+    best = [event.value for event in events.Scalars("best/reward")]
+    assert best == np.maximum.accumulate(rewards).tolist()
+
+
+def test_curves_hold_what_the_search_returned(logged: Path) -> None:
+    task, events = toy_task(budget=0.6), read(logged / "log")
+    history = run_search(task, "ppo", N, 0, logged / "search").history
+    for tag, of_tag in {
+        "quality/kl": [o.metrics.kl for o in history],
+        "cost/flops_ratio": [o.flops_ratio for o in history],
+        sparsity_tags(task)[2]: [1 - o.kept[2] / 20 for o in history],
+    }.items():
+        assert [e.value for e in events.Scalars(tag)] == pytest.approx(of_tag, abs=1e-6)
+
+
+def test_the_losses_of_the_agent_are_in_the_same_log(logged: Path) -> None:
+    tags = read(logged / "log").Tags()["scalars"]
+    assert {"training/loss", "training/value_loss", "training/entropy_loss"} <= set(tags)
+
+
+def test_sparsities_are_named_in_layer_order() -> None:
+    task = toy_task(length=12)
+    tags = sparsity_tags(task)
+    assert tags == sorted(tags)
+    assert tags[10] == "sparsity/010_layer10"
+
+
+def test_baselines_are_constant_lines_from_end_to_end(logged: Path) -> None:
+    events = read(logged / "log" / "baseline_uniform")
+    uniform = run_search(toy_task(budget=0.6), "uniform", 1, 0).best
+    for tag, value in {"best/reward": uniform.reward, "quality/kl": uniform.metrics.kl}.items():
+        line = events.Scalars(tag)
+        assert [event.step for event in line] == [1, N]
+        assert [event.value for event in line] == pytest.approx([value, value])
+
+
+def test_pictures_texts_hparams_and_layout_are_there(logged: Path) -> None:
+    events = read(logged / "log")
+    images = events.Tags()["images"]
+    assert {"search/best_plan", "search/quality_over_cost"} <= set(images)
+    last = events.Images("search/quality_over_cost")[-1]
+    assert last.step == N
+    picture = np.asarray(Image.open(io.BytesIO(last.encoded_image_string)).convert("L"))
+    assert picture.std() > 5, "a blank picture"
+    tensors = events.Tags()["tensors"]
+    texts = [t for t in tensors if t.endswith("text_summary")]
+    said = {t: events.Tensors(t)[0].tensor_proto.string_val[0].decode() for t in texts}
+    assert "layer3" in said["model/text_summary"]
+    assert '"seed": 0' in said["config/text_summary"]
+    assert (
+        "hparams" in events.summary_metadata["_hparams_/session_start_info"].plugin_data.plugin_name
+    )
+    assert events.Scalars("final/reward")[-1].value == events.Scalars("best/reward")[-1].value
+    stored = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    layout = layout_pb2.Layout.FromString(stored)
+    patterns = [tag for c in layout.category for chart in c.chart for tag in chart.multiline.tag]
+    assert any("sparsity/003" in pattern for pattern in patterns)
+
+
+def test_a_resumed_search_is_logged_once(tmp_path: Path) -> None:
+    """Killed half-way, then done again into the same folder."""
+    search(tmp_path)
+    whole = [event.value for event in read(tmp_path / "log").Scalars("reward/total")]
+    facts = tmp_path / "search" / "search.json"
+    facts.write_text(json.dumps({**json.loads(facts.read_text()), "seconds": None}))
+    journal = tmp_path / "search" / "journal.jsonl"
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[: N // 2]))
+    search(tmp_path)
+    events = read(tmp_path / "log").Scalars("reward/total")
+    assert [event.step for event in events] == list(range(1, N + 1))
+    assert [event.value for event in events] == whole
+    assert len(list((tmp_path / "log").glob("events.out.*"))) == 1
+
+
+def test_a_finished_search_keeps_its_log(tmp_path: Path) -> None:
+    search(tmp_path, "random")
+    search(tmp_path, "random")  # returns at once: the listener hears nothing
+    assert len(read(tmp_path / "log").Scalars("reward/total")) == N
+
+
+def test_any_searcher_is_logged_even_without_a_baseline(tmp_path: Path) -> None:
+    task = toy_task(budget=0.6)
+    log = TensorBoardLog(tmp_path, task, every=1)
+    run_search(task, "global", 5, 0, on_outcome=log)
+    log.close()
+    log.close()  # again: nothing happens
+    assert len(read(tmp_path).Images("search/best_plan")) == 1
+
+
+def test_a_scatter_leaves_no_global_figure() -> None:
+    from matplotlib import _pylab_helpers
+
+    task = toy_task(budget=0.6)
+    history = run_search(task, "random", 5, 0).history
+    picture = scatter(task, history, {"first": history[0]})
+    assert picture.dtype == np.uint8
+    assert picture.shape[2] == 3
+    assert not _pylab_helpers.Gcf.figs
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("a file")
+    task = toy_task(budget=0.6)
+    with pytest.raises(RunError, match="cannot log to"):
+        run_search(task, "uniform", 1, 0, on_outcome=TensorBoardLog(tmp_path / "log", task))
