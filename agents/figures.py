@@ -53,3 +53,4 @@ def _panel(
     axes.scatter(*place(best), marker="o", s=70, facecolor="none", edgecolor=BEST, linewidth=2,
                  label="best")  # fmt: skip
     axes.grid(alpha=0.25)
+    axes.locator_params(axis="x", nbins=5)

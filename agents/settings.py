@@ -37,7 +37,8 @@ def ppo(length: int, evaluations: int) -> Settings:
 def a2c(length: int, evaluations: int) -> Settings:
     """One gradient step per update: fewer episodes each, a larger rate, and Adam.
 
-    With RMSprop, SB3's default, it did not move from the uniform plan in 50 updates.
+    With RMSprop, SB3's default, its last plan was no better than the uniform one (digits task,
+    40 % of the MACs, 200 evaluations, two seeds).
     """
     episodes = min(4, _episodes(evaluations))
     return {
@@ -93,8 +94,8 @@ def _off_policy(length: int, evaluations: int) -> Settings:
     """Learn after every episode from all of them, the first tenth being random.
 
     The reward comes after G steps, too far for one-step bootstrapping to carry within a few
-    hundred episodes (it ended below the uniform plan): returns over G steps are the plan's reward
-    itself, as AMC has it (He et al. 2018, section 3.2).
+    hundred episodes (TD3 ended below the uniform plan): returns over G steps are the plan's reward
+    itself.
     """
     steps = length * evaluations
     return {

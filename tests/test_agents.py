@@ -193,8 +193,7 @@ def test_global_keeps_more_where_scores_are_even() -> None:
     uneven[10:] = 0.01
     task = with_scores(toy_task(budget=0.8), [uneven, even, even + 1, even + 2])
     kept = kept_by_global(task)
-    assert kept[0] <= 11
-    assert min(kept[1:]) >= 15
+    assert kept[0] < min(kept[1:])
     full = task.fill(kept, [1 - k / 20 for k in kept])
     assert full == kept, "budget was left over"
 
