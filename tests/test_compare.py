@@ -94,7 +94,7 @@ def test_finished_searches_are_kept_and_killed_ones_go_on(
     (folder,) = tmp_path.glob("compare-*")
     killed = folder / "random-s1"
     (killed / "figures.json").unlink()
-    (killed / "result.json").unlink()
+    (killed / "search.json").unlink()
     lines = (killed / "journal.jsonl").read_text().splitlines(keepends=True)
     (killed / "journal.jsonl").write_text("".join(lines[:7]) + lines[7][:5])
     counted: list[tuple[int, ...]] = []
