@@ -30,7 +30,9 @@ class BenchConfig:
     data: str = option("digits", "'digits', a path, or a name under $PRUNE_ENV_DATA")
     weights: str = option("", "file with the dense weights; empty: train them")
     budget: float = option(0.5, "fraction of the dense MACs that may remain")
-    repair: str = option("least_squares", "what is done to a candidate before it is measured")
+    repair: str = option(
+        "least_squares+batchnorm", "what is done to a candidate before it is measured"
+    )
     reward_samples: int = option(1000, "training images each plan is measured on")
     calibration_samples: int = option(500, "training images for the statistics of the repair")
     rounds: int = option(7, "episodes timed")

@@ -12,17 +12,24 @@ train, accuracy and KL are of val; test is not touched.
 
 from __future__ import annotations
 
-import json
-import math
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.config import RunConfig, digest_of, main_guard, option, parse
+from experiments.benches import (
+    command_of,
+    dense_weights,
+    markdown,
+    note,
+    publish,
+    run_config,
+    settings_of,
+    val_batches,
+)
+from experiments.config import main_guard, option, parse
 
 KEEPS = (0.75, 0.5, 0.3)
 """Fractions of every group's units that stay."""
@@ -121,130 +128,6 @@ def page(figures: Mapping[str, Any]) -> str:
         f"the same fraction of their units; statistics of {settings['calibration_samples']:,} "
         "training images.\n\n" + markdown(head, [[*key, *cells] for key, cells in lines.items()])
     )
-
-
-def dense_weights(config: Any) -> Path:
-    """The file with the dense weights: the one given, or one trained under `config.runs`.
-
-    `config` has the fields of `RepairConfig` that say what the dense network is.
-    """
-    if config.weights:
-        return Path(config.weights)
-    facts = {
-        f.name: getattr(config, f.name) for f in fields(RepairConfig) if hasattr(config, f.name)
-    }
-    same = RepairConfig(**{n: v for n, v in facts.items() if n in _DENSE})
-    folder = config.runs / f"bench-dense-{config.model}-{digest_of(same)}"
-    weights: Path = folder / "model.safetensors"
-    if not weights.exists():
-        _train_dense(same, folder)
-    return weights
-
-
-_DENSE = ("model", "data", "seed", "dense_epochs", "dense_samples", "dense_learning_rate")
-
-
-def _train_dense(config: RepairConfig, folder: Path) -> None:
-    import torch
-
-    from experiments.data import CropFlip, load_splits, loader
-    from experiments.models import build_model
-    from prune_env import FinetuneSettings, finetune
-    from prune_env.storage import save_tensors
-
-    splits = load_splits(config.data, seed=config.seed)
-    images = shuffled(splits.train, config.seed, slice(config.dense_samples or None))
-    augment = CropFlip(4) if images.images.shape[-1] >= 24 else None
-    shape = {"mean": splits.mean, "std": splits.std}
-    train = loader(images, batch_size=128, augment=augment, shuffle=True, **shape)
-    val = loader(splits.val, batch_size=250, **shape)
-    with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(config.seed)
-        model = build_model(config.model, len(splits.classes))
-    settings = FinetuneSettings(
-        epochs=config.dense_epochs,
-        learning_rate=config.dense_learning_rate,
-        label_smoothing=0.05,
-        seed=config.seed,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    tuned = finetune(
-        model, train, val, settings=settings, checkpoint=folder / "checkpoint.pt",
-        on_epoch=lambda record: note(f"dense epoch {record.epoch}: {record.val_accuracy:.2%}"),
-    )  # fmt: skip
-    save_tensors(folder / "model.safetensors", tuned.model.state_dict())
-
-
-def shuffled(images: Any, seed: int, part: slice) -> Any:
-    """A part of an `ImageSet` in a random order that only the seed decides."""
-    import torch
-
-    from experiments.data import ImageSet
-
-    order = torch.randperm(len(images.labels), generator=torch.Generator().manual_seed(seed))[part]
-    return ImageSet(images.images[order], images.labels[order])
-
-
-def run_config(config: Any, weights: Path) -> RunConfig:
-    """The run that a bench works on: the fields both have in common."""
-    names = {f.name for f in fields(RunConfig)}
-    common = {name: value for name, value in asdict(config).items() if name in names}
-    return RunConfig(**{**common, "weights": str(weights)})
-
-
-def val_batches(project: Any, samples: int) -> list[Any]:
-    """The first `samples` val images (0: all) in the batches that evaluate fastest."""
-    from prune_env.measure.batches import channels_last, take_batches
-    from prune_env.measure.evaluators import fitting_batch
-
-    batches = take_batches(project.val, samples or None)
-    size = fitting_batch(project.dense, batches[0].inputs[:2])
-    return [channels_last(batch) for batch in take_batches(batches, None, size)]
-
-
-def settings_of(config: Any) -> dict[str, Any]:
-    """The settings, as JSON holds them."""
-    import torch
-
-    settings: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
-    return {**settings, "threads": torch.get_num_threads(), "torch": torch.__version__}
-
-
-def command_of(script: str, argv: Sequence[str]) -> str:
-    """What was typed, to be typed again."""
-    return shlex.join(["python", "-m", f"experiments.{script}", *argv])
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def publish(out: str, command: str, text: str, figures: Mapping[str, Any]) -> None:
-    """Print the page and then the JSON line; with `out`, write both there too."""
-    from prune_env.storage import write_text
-
-    finite = json.dumps({"command": command, **_plain(figures)}, allow_nan=False)
-    if out:
-        write_text(f"{out}.md", f"{text}\nMade by\n\n    {command}\n")
-        write_text(f"{out}.json", finite + "\n")
-    print(text)
-    print(finite)
-
-
-def _plain(value: Any) -> Any:
-    """JSON knows no NaN: an undefined figure is null."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def note(line: str) -> None:
-    """Progress, where it does not disturb the figures."""
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,9 @@ class RunConfig:
     seed: int = option(0, "seed of everything random")
 
     criterion: str = option("obs", "what makes a unit worth keeping")
-    repair: str = option("least_squares", "what is done to a candidate before it is measured")
+    repair: str = option(
+        "least_squares+batchnorm", "what is done to a candidate before it is measured"
+    )
     reward: str = option("kl", "reward of an episode")
     reward_samples: int = option(1000, "training images each plan is measured on")
     calibration_samples: int = option(500, "training images for the statistics of the repair")

@@ -31,7 +31,8 @@ from prune_env.structure.options import PerGroup, constrain
 from prune_env.structure.rewrite import tensors_of
 from prune_env.surgery.apply import Candidates
 from prune_env.surgery.criteria import Criterion, criterion_named, require_finite, score_units
-from prune_env.surgery.ladder import Ladders, score_by_obs
+from prune_env.surgery.ladder import Ladders
+from prune_env.surgery.obs import score_by_obs
 from prune_env.surgery.repair import Repair, repair_named
 
 
@@ -60,7 +61,7 @@ class TaskOptions:
     budget: float = 0.5
     on: Metric = "macs"
     criterion: str | Criterion = "obs"
-    repair: str | Repair = "least_squares"
+    repair: str | Repair = "least_squares+batchnorm"
     reward: str | Reward = "kl"
     leftover: str = "give_back"
     calibration_samples: int = 500

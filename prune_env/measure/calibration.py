@@ -1,11 +1,10 @@
 """Statistics of what every consumer of units reads: one streaming pass over the dense network.
 
-Legend: B batch, P positions, C channels, D columns of a consumer (C x kernel), G groups of a
-convolution, O rows.
+Legend: N column vectors (samples x positions), D columns of a consumer (channels x kernel).
 
-A consumer is a convolution or linear layer with an `in` axis. For each the second moment and the
-mean of its input columns are summed (unfolded for k x k, strided and dilated convolution), which is
-all that closed-form repair needs; memory does not grow with the number of samples.
+A consumer is a convolution or linear layer with an `in` axis. For each the mean and the covariance
+of its input columns are summed (unfolded for k x k, strided and dilated convolution), which is all
+that closed-form repair needs; memory does not grow with the number of samples.
 """
 
 from __future__ import annotations
@@ -18,51 +17,74 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from prune_env.errors import ModelError
-from prune_env.measure.batches import Batch
+from prune_env.errors import DataError, ModelError
+from prune_env.measure.batches import Batch, take_batches
+from prune_env.measure.columns import columns_of, flattened, has_columns
+from prune_env.measure.fingerprint import digest, fingerprint
+from prune_env.measure.norms import norms_behind
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import call_model
-from prune_env.structure.rewrite import tensors_of
+from prune_env.structure.rewrite import places_of
+
+MAX_COLUMNS = 8192
+"""A wider covariance (512 MB in float64) is not collected: its consumer is cut, not repaired."""
+
+POSITIONS = 64
+"""Output positions per sample and layer; neighbours see nearly the same."""
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Input statistics of one consumer.
+    """Input statistics of one consumer, float64, columns as in its flattened weight.
 
     Attributes:
         tensor: state_dict key of its weight.
-        second_GDD: mean of x xT over samples and positions, float64.
-        mean_GD: mean of x, float64.
-        count: number of columns vectors summed.
-        norm: prefix of the BatchNorm that reads its output and nothing else does, or None.
+        covariance_DD: S = E[x xT] - mu muT over samples and positions.
+        mean_D: mu.
+        count: number of column vectors summed.
+        norm: prefix of the BatchNorm that takes its output and nothing else, or None.
     """
 
     tensor: str
-    second_GDD: Tensor
-    mean_GD: Tensor
+    covariance_DD: Tensor
+    mean_D: Tensor
     count: int
     norm: str | None
 
     @property
-    def covariance_GDD(self) -> Tensor:
-        """S = H - mu muT."""
-        return self.second_GDD - self.mean_GD[:, :, None] * self.mean_GD[:, None, :]
+    def second_DD(self) -> Tensor:
+        """H = E[x xT]."""
+        return self.covariance_DD + torch.outer(self.mean_D, self.mean_D)
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Moments of every consumer, by the state_dict key of its weight."""
+    """Moments of every consumer, by the state_dict key of its weight.
+
+    Attributes:
+        moments: by consumer; those that cannot be repaired are left out.
+        samples: how many were seen.
+        model: fingerprint of the network.
+    """
 
     moments: Mapping[str, Moments]
     samples: int
+    model: str
 
     @property
     def bytes(self) -> int:
         """Memory held by the moments."""
-        tensors = [t for m in self.moments.values() for t in (m.second_GDD, m.mean_GD)]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(t.numel() * t.element_size() for t in self._tensors().values())
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the moments."""
+        return digest(self._tensors())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        covariances = {name: m.covariance_DD for name, m in self.moments.items()}
+        return covariances | {f"{name} mean": m.mean_D for name, m in self.moments.items()}
 
 
 def calibrate(
@@ -70,146 +92,122 @@ def calibrate(
     batches: Sequence[Batch],
     groups: Iterable[PrunableGroup],
     *,
-    positions: int | None = 64,
+    positions: int | None = POSITIONS,
     seed: int = 0,
 ) -> Calibration:
     """Collect the moments of all consumers of `groups`.
 
+    Left out, hence cut without repair: grouped convolutions, layers with a forward of their own,
+    weights that other layers share, more than `MAX_COLUMNS` columns (warns).
+
     Args:
         model: the dense network; copied, run in eval mode.
-        batches: calibration data.
+        batches: calibration data. With `positions` None it does not matter how it is split.
         groups: whose consumers are wanted.
-        positions: output positions drawn per sample and layer (they are strongly correlated);
-            None takes all.
+        positions: output positions drawn per layer and batch, the same for its samples; None
+            takes all.
         seed: of that draw.
 
     Raises:
+        DataError: there are no batches.
         ModelError: NaN or infinite activations; names the layer.
     """
-    dense = copy.deepcopy(model).eval()
+    if not batches:
+        raise DataError("there are no batches to calibrate on. Is the data set empty?")
     wanted = {axis.tensor for group in groups for axis in group.axes if axis.role == "in"}
-    collector = _Collector(dense, wanted, positions, torch.Generator().manual_seed(seed))
+    dense = copy.deepcopy(model).eval()
+    paths = _readable(dense, wanted)
+    norms = norms_behind(copy.deepcopy(dense), paths, take_batches(batches[:1], 2)[0].inputs)
+    generator = torch.Generator().manual_seed(seed)
+    sums = {path: _Sum(dense.get_submodule(path), path) for path in paths}
+
+    def reader(path: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            _require_finite(path, inputs[0])
+            sums[path].add(columns_of(module, inputs[0], positions, generator))
+
+        return hook
+
+    for path in paths:
+        dense.get_submodule(path).register_forward_pre_hook(reader(path))
     with torch.no_grad():
         for batch in batches:
             call_model(dense, batch.inputs)
-            collector.end_batch()
-    return Calibration(collector.finish(), sum(len(batch) for batch in batches))
+    found = [total.finish(norms.get(path)) for path, total in sums.items() if total.count]
+    moments = {one.tensor: one for one in found}
+    return Calibration(moments, sum(len(batch) for batch in batches), fingerprint(model))
 
 
-class _Collector:
-    """Hooks on consumers and BatchNorms of one network."""
+class _Sum:
+    """Running sums of one consumer, taken around the mean of its first columns.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        wanted: set[str],
-        positions: int | None,
-        generator: torch.Generator,
-    ) -> None:
-        self._sums: dict[str, list[Any]] = {}
-        self._positions, self._generator = positions, generator
-        self._makers: dict[int, str] = {}
-        self._alive: list[Tensor] = []
-        self._norms: dict[str, set[str]] = {}
-        known = tensors_of(model)
-        for path, module in model.named_modules():
-            name = f"{path}.weight" if path else "weight"
-            if name in wanted and name in known and _followed(module):
-                module.register_forward_hook(self._reader(name))
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.register_forward_pre_hook(self._norm_reader(path))
+    That keeps the covariance exact where the mean is large beside it: a constant input has none.
+    """
 
-    def _reader(self, name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            self._add(name, columns_of(module, inputs[0], self._positions, self._generator))
-            self._makers[id(output)] = name
-            self._alive.append(output)  # keeps the id from being used again
+    def __init__(self, module: nn.Module, path: str) -> None:
+        self._module, self._path, self.count = module, path, 0
+        self._around: Any = None
+        self._first: Any = 0.0
+        self._second: Any = 0.0
 
-        return hook
+    def add(self, columns_ND: Tensor) -> None:
+        """Columns of one batch, which fit float32; sums over batches are kept in float64."""
+        columns_ND = columns_ND.to(torch.promote_types(columns_ND.dtype, torch.float32))
+        if self._around is None:
+            self._around = columns_ND[: max(1, len(columns_ND) // 8)].mean(0)
+        columns_ND = columns_ND - self._around
+        second_DD = _gram(columns_ND)
+        _require_finite(self._path, second_DD)
+        self._first = self._first + columns_ND.sum(0).double()
+        self._second = self._second + second_DD.double()
+        self.count += len(columns_ND)
 
-    def _norm_reader(self, path: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            maker = self._makers.get(id(inputs[0]))
-            if maker is not None:
-                self._norms.setdefault(maker, set()).add(path)
-
-        return hook
-
-    def _add(self, name: str, columns_GND: Tensor) -> None:
-        if not bool(torch.isfinite(columns_GND).all()):
-            raise ModelError(
-                f"the input of '{name.removesuffix('.weight')}' holds NaN or infinite values on "
-                "the calibration data. Check the inputs and the layers before it."
-            )
-        # One batch fits float32; sums over batches are kept in float64.
-        second = columns_GND.transpose(1, 2) @ columns_GND
-        total = self._sums.setdefault(name, [0.0, 0.0, 0])
-        total[0] = total[0] + second.double()
-        total[1] = total[1] + columns_GND.sum(1).double()
-        total[2] += columns_GND.shape[1]
-
-    def end_batch(self) -> None:
-        """Forget the outputs of the batch."""
-        self._makers.clear()
-        self._alive.clear()
-
-    def finish(self) -> dict[str, Moments]:
-        """Sums as means."""
-        result = {}
-        for name, (second, total, count) in self._sums.items():
-            norms = self._norms.get(name, set())
-            norm = next(iter(norms)) if len(norms) == 1 else None
-            result[name] = Moments(name, second / count, total / count, count, norm)
-        return result
+    def finish(self, norm: str | None) -> Moments:
+        """Sums as means, in the order of the weight's columns."""
+        offset_D, order = (self._first / self.count).cpu(), flattened(self._module)
+        second_DD = (self._second / self.count).cpu()
+        whole = second_DD.triu() + second_DD.triu(1).T
+        covariance_DD = (whole - torch.outer(offset_D, offset_D))[order][:, order]
+        mean_D = (self._around.double().cpu() + offset_D)[order]
+        return Moments(f"{self._path}.weight".lstrip("."), covariance_DD, mean_D, self.count, norm)
 
 
-MAX_COLUMNS = 8192
-"""A wider second moment (512 MB in float64) is not collected: its consumer is cut, not repaired."""
+def _gram(columns_ND: Tensor) -> Tensor:
+    """xT x; only the upper triangle of blocks holds values, which saves a third of the work."""
+    width = columns_ND.shape[1]
+    second_DD = columns_ND.new_zeros(width, width)
+    step = max(96, -(-width // 4))
+    for start in range(0, width, step):
+        block = columns_ND[:, start : start + step]
+        second_DD[start : start + step, start:] = block.T @ columns_ND[:, start:]
+    return second_DD
 
 
-def _followed(module: nn.Module) -> bool:
-    """Whether the input columns of a module are collected; the others are not repaired."""
-    if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
-        return False
-    if module.weight[0].numel() > MAX_COLUMNS:
-        warnings.warn(
-            f"a layer with {module.weight[0].numel()} input columns is too wide for its second "
-            f"moment (limit {MAX_COLUMNS}); it is cut without repair.",
-            RuntimeWarning,
-            stacklevel=5,
+def _require_finite(path: str, x: Tensor) -> None:
+    # The sum is NaN or infinite when any value is: one pass without a copy.
+    if not bool(torch.isfinite(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)))):
+        raise ModelError(
+            f"the input of '{path}' holds NaN, infinite or far too large values on the "
+            "calibration data. Check the inputs and the layers before it."
         )
-        return False
-    if isinstance(module, nn.Linear):
-        return True
-    return module.padding_mode == "zeros" and module.padding != "same"
 
 
-def columns_of(
-    module: nn.Module, x: Tensor, positions: int | None, generator: torch.Generator
-) -> Tensor:
-    """What the rows of a consumer are multiplied with: (G, N, D), N = samples x positions."""
-    if isinstance(module, nn.Linear):
-        rows = x.reshape(-1, x.shape[-1])
-        return rows[None]
-    assert isinstance(module, (nn.Conv1d, nn.Conv2d))
-    if isinstance(module, nn.Conv1d):
-        x = x.unsqueeze(2)
-        kernel, stride = (1, *module.kernel_size), (1, *module.stride)
-        padding, dilation = (0, *_numbers(module)), (1, *module.dilation)
-    else:
-        kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
-        padding = _numbers(module)
-    unfolded_BDP = F.unfold(x, kernel, dilation, padding, stride)
-    if positions is not None and unfolded_BDP.shape[-1] > positions:
-        drawn = torch.randperm(unfolded_BDP.shape[-1], generator=generator)[:positions]
-        unfolded_BDP = unfolded_BDP[:, :, drawn]
-    grouped = unfolded_BDP.unflatten(1, (module.groups, -1))
-    columns_GND: Tensor = grouped.permute(1, 0, 3, 2).flatten(1, 2)
-    return columns_GND
-
-
-def _numbers(module: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
-    """Padding as numbers ("valid" is 0)."""
-    if isinstance(module.padding, str):
-        return (0,) * len(module.kernel_size)
-    return tuple(module.padding)
+def _readable(model: nn.Module, wanted: set[str]) -> list[str]:
+    """Paths of the layers among `wanted` weights whose input columns are collected."""
+    places, paths = places_of(model), []
+    for name in sorted(wanted & places.keys()):
+        ((module, leaf), *others) = places[name]
+        if others or leaf != "weight" or not has_columns(module):
+            continue
+        width = module.get_parameter("weight")[0].numel()
+        path = name.rpartition(".")[0]
+        if width > MAX_COLUMNS:
+            warnings.warn(
+                f"'{path}' has {width} input columns, too wide for their covariance (limit "
+                f"{MAX_COLUMNS}); it is cut without repair.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            continue
+        paths.append(path)
+    return paths

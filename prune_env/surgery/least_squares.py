@@ -6,19 +6,18 @@ that are kept, R the rest; O rows; S covariance of the columns.
 With the mean taken care of by the bias, the best weights on the kept columns are
 W' = W S[:,K] S[K,K]^-1 (DESIGN.md section 3). With one factorisation S = L LT in the order of
 units, all levels come from Y = LT WT: the weights of a level are one triangular solve,
-W'T = L[K,K]^-T Y[K], the error that remains is the sum of squares of Y[R], and what the outputs
-lose in variance is the same sum row by row. So a ladder of any length costs one Cholesky.
+W'T = L[K,K]^-T Y[K], and the error that remains is the sum of squares of Y[R]. So a ladder of any
+length costs one Cholesky.
 
 Removing rows of W only picks rows of W', so repairs of different groups never disturb each other. A
-group that shares a consumer with others (concatenation) takes over for its own columns only.
+group that shares a consumer with others (concatenation) takes over for its own columns only: alone
+it never does worse than the cut, together their errors may add up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,11 +31,13 @@ class Solver:
     """All levels of one group in one consumer.
 
     Attributes:
-        lower_DD: Cholesky factor of the ridged S, columns in order of units; float64.
+        lower_DD: Cholesky factor of S plus the ridge, columns in order of units; float64.
         y_DO: LT WT.
         weight_DO: the dense weights in the same order.
         mean_D: mean of the columns, zero where the consumer cannot take a shift.
         block: columns per unit.
+        ridge: what was added to the diagonal of S.
+        raised: S was singular to rounding, so the ridge is larger than asked.
     """
 
     lower_DD: Tensor
@@ -44,22 +45,27 @@ class Solver:
     weight_DO: Tensor
     mean_D: Tensor
     block: int
+    ridge: float
+    raised: bool
 
     @staticmethod
-    def of(weight_OD: Tensor, second_DD: Tensor, mean_D: Tensor, block: int) -> Solver:
-        """Factorise; `mean_D` is 0 for a consumer without a bias, which then fits H, not S."""
+    def of(
+        weight_OD: Tensor, matrix_DD: Tensor, mean_D: Tensor, block: int, ridge: float = RIDGE
+    ) -> Solver:
+        """Factorise.
+
+        Args:
+            weight_OD: dense weights.
+            matrix_DD: S, or E[x xT] (and a mean of 0) for a consumer that cannot take a shift.
+            mean_D: mean of the columns.
+            block: columns per unit.
+            ridge: fraction of the mean of S's diagonal to add to it; 0 asks for plain least
+                squares. Raised tenfold until the factorisation holds.
+        """
         weight_DO = weight_OD.double().T
-        mean_D = mean_D.double()
-        covariance = second_DD.double() - torch.outer(mean_D, mean_D)
-        ridge = RIDGE * float(covariance.diagonal().mean().clamp(min=1e-12))
-        covariance.diagonal().add_(ridge)
-        lower, failed = torch.linalg.cholesky_ex(covariance)
-        while int(failed):
-            # Rounding has made it indefinite (fewer samples than columns): a larger ridge holds.
-            ridge *= 10
-            covariance.diagonal().add_(ridge)
-            lower, failed = torch.linalg.cholesky_ex(covariance)
-        return Solver(lower, lower.T @ weight_DO, weight_DO, mean_D, block)
+        added, lower_DD, raised = factorise(matrix_DD.double(), ridge)
+        y_DO = lower_DD.T @ weight_DO
+        return Solver(lower_DD, y_DO, weight_DO, mean_D.double(), block, added, raised)
 
     def weight(self, units: int) -> Tensor:
         """Repaired weights on the columns of the first `units` units, (K, O)."""
@@ -75,72 +81,35 @@ class Solver:
         k = units * self.block
         return self.mean_D @ self.weight_DO - self.mean_D[:k] @ weight_KO
 
-    def missing_variance(self, units: int) -> Tensor:
-        """What the outputs lose in variance: the mean squared error of every row, (O,)."""
-        return self.y_DO[units * self.block :].square().sum(0)
+    def missing_variance(self, units: int, weight_KO: Tensor) -> Tensor:
+        """What the outputs lose in variance, W S WT - W' S[K,K] W'T on its diagonal, (O,)."""
+        # Of S plus the ridge that is the sum of squares of Y[R]; the ridge's part is taken off.
+        shrunk_O = self.weight_DO.square().sum(0) - weight_KO.square().sum(0)
+        return self.y_DO[units * self.block :].square().sum(0) - self.ridge * shrunk_O
 
     def loss(self, units: int) -> float:
-        """Mean squared error of the outputs, summed over rows."""
-        return float(self.missing_variance(units).sum())
+        """Mean squared error of the outputs, summed over rows; never rises with `units`.
+
+        Exact without a ridge; with one, greater by ridge times the squared change of the weights.
+        """
+        return float(self.y_DO[units * self.block :].square().sum())
 
 
-def obs_scores(weights_OD: Sequence[Tensor], seconds_DD: Sequence[Tensor], units: int) -> Tensor:
-    """Score units by greedy elimination with updates: the loss so far when each of them goes, (U,).
+def factorise(matrix_DD: Tensor, ridge: float) -> tuple[float, Tensor, bool]:
+    """Cholesky factor of a positive semidefinite matrix plus a ridge.
 
-    Every step removes the unit whose loss is least when all others take over for it (Kurtic et al.
-    2023, ZipLM, eq. 3 and algorithm 1), summed over consumers relative to the size of their
-    outputs. Scores rise along the elimination, so their order is its order.
+    Rounding, dead channels or fewer samples than columns may leave nothing to factorise at the
+    ridge asked for; it is then raised until the smallest pivot stands out of the rounding.
 
-    Args:
-        weights_OD: weights of each consumer.
-        seconds_DD: covariance of the columns of each consumer, columns in order of units.
-        units: U; a consumer has D / U columns per unit.
+    Returns:
+        The ridge added, the lower factor, whether it was raised.
     """
-    work = [_Elimination(w, s, units) for w, s in zip(weights_OD, seconds_DD, strict=True)]
-    alive = torch.ones(units, dtype=torch.bool)
-    score_U, so_far = torch.zeros(units, dtype=torch.float64), 0.0
-    for _ in range(units):
-        cost_U = sum((state.cost() for state in work), torch.zeros(units, dtype=torch.float64))
-        cost_U[~alive] = torch.inf
-        weakest = int(cost_U.argmin())
-        # Strictly rising, also where units cost nothing (dead channels).
-        so_far = float(np.nextafter(so_far + max(0.0, float(cost_U[weakest])), np.inf))
-        score_U[weakest], alive[weakest] = so_far, False
-        for state in work:
-            state.remove(weakest)
-    return score_U
-
-
-class _Elimination:
-    """W and the inverse of S as units go."""
-
-    def __init__(self, weight_OD: Tensor, second_DD: Tensor, units: int) -> None:
-        covariance = second_DD.double().clone()
-        covariance.diagonal().add_(
-            10 * RIDGE * float(covariance.diagonal().mean().clamp(min=1e-12))
-        )
-        self.weight = weight_OD.double().clone()
-        self.scale = float((self.weight @ covariance * self.weight).sum().clamp(min=1e-12))
-        self.inverse = torch.linalg.inv(covariance)
-        self.units, self.block = units, len(covariance) // units
-
-    def cost(self) -> Tensor:
-        """Loss of removing each unit, relative to the outputs, (U,)."""
-        u, b = self.units, self.block
-        blocks_Ubb = self.inverse.reshape(u, b, u, b).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        weight_UbO = self.weight.T.reshape(u, b, -1)
-        tiny = 1e-12 * torch.eye(b, dtype=torch.float64)
-        solved = torch.linalg.solve(blocks_Ubb + tiny, weight_UbO)
-        cost_U: Tensor = (weight_UbO * solved).sum((1, 2)) / self.scale
-        return cost_U
-
-    def remove(self, unit: int) -> None:
-        """Let the other units take over for one."""
-        place = slice(unit * self.block, (unit + 1) * self.block)
-        rows = torch.linalg.solve(self.inverse[place, place], self.inverse[place])
-        self.weight -= self.weight[:, place] @ rows
-        self.inverse -= self.inverse[:, place] @ rows
-        # Exactly zero, with a unit diagonal so that `cost` stays defined for the gone unit.
-        self.inverse[place], self.inverse[:, place] = 0.0, 0.0
-        self.inverse[place, place] = torch.eye(self.block, dtype=torch.float64)
-        self.weight[:, place] = 0.0
+    scale = float(matrix_DD.diagonal().mean().clamp(min=1e-12))
+    added, raised = ridge * scale, False
+    while True:
+        ridged_DD = matrix_DD + added * torch.eye(len(matrix_DD), dtype=matrix_DD.dtype)
+        lower_DD, failed = torch.linalg.cholesky_ex(ridged_DD)
+        pivots = lower_DD.diagonal()
+        if not int(failed) and bool(pivots.min() > 1e-7 * pivots.max()):
+            return added, lower_DD, raised
+        added, raised = max(10 * added, 1e-10 * scale), True

@@ -1,4 +1,4 @@
-"""Repairs by name: closed form before the cut (ladder.py), on data after it, or both."""
+"""Repairs by name: closed form before the cut (overlays.py), on data after it, or both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from prune_env.errors import ConfigError, DataError
 from prune_env.measure.batches import Batch
 from prune_env.structure.inputs import call_model, eval_mode
-from prune_env.surgery.ladder import Overlay, bias_only, least_squares, no_overlay
+from prune_env.surgery.overlays import Overlay, bias_only, least_squares, no_overlay
 
 Finish = Callable[[nn.Module, Sequence[Batch]], None]
 """Changes a candidate in place, given calibration batches."""

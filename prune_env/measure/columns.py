@@ -1,0 +1,80 @@
+"""What the rows of a convolution or linear layer are multiplied with.
+
+Legend: B batch, P output positions, C input channels, K places of a kernel, D = C x K columns of a
+flattened weight, N = B x P vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FORWARDS = {(kind.forward, kind._conv_forward) for kind in _CONVS} | {(nn.Linear.forward, None)}
+
+
+def has_columns(module: nn.Module) -> bool:
+    """Whether a layer multiplies its weight with its input and does nothing else.
+
+    A subclass with a forward of its own (weight standardisation) does not, nor does a grouped
+    convolution, whose columns mean other channels in every group: both are cut without repair.
+    """
+    kind: Any = type(module)
+    plain = (kind.forward, getattr(kind, "_conv_forward", None)) in _FORWARDS
+    return plain and getattr(module, "groups", 1) == 1
+
+
+def columns_of(
+    module: nn.Module, x: Tensor, positions: int | None, generator: torch.Generator
+) -> Tensor:
+    """Columns at output positions drawn once for the whole batch, (N, D), kernel before channel.
+
+    Only what the drawn positions see is copied. `flattened` gives the order of the weight.
+
+    Args:
+        module: a layer that `has_columns`.
+        x: its input.
+        positions: how many to draw without replacement; None takes all.
+        generator: of the draw.
+    """
+    if isinstance(module, nn.Linear):
+        rows_BPC = x.reshape(-1 if x.ndim > 1 else 1, x.shape[1:-1].numel(), x.shape[-1])
+        starts_P, taps_K = torch.arange(rows_BPC.shape[1]), torch.zeros(1, dtype=torch.int64)
+    else:
+        padded, starts_P, taps_K = _conv_places(module, x)
+        rows_BPC = padded.flatten(2).transpose(1, 2)
+    if positions is not None and len(starts_P) > positions:
+        starts_P = starts_P[torch.randperm(len(starts_P), generator=generator)[:positions]]
+    places = (starts_P[:, None] + taps_K).reshape(-1).to(x.device)
+    # Channels lie together, so every place is one run of memory.
+    taken = rows_BPC.contiguous().index_select(1, places)
+    return taken.reshape(-1, len(taps_K) * rows_BPC.shape[2])
+
+
+def flattened(module: nn.Module) -> Tensor:
+    """For every column of the flattened weight, its place in what `columns_of` gives, (D,)."""
+    channels, *kernel = module.get_parameter("weight").shape[1:]
+    taps = torch.Size(kernel).numel()
+    return torch.arange(taps * channels).reshape(taps, channels).T.reshape(-1)
+
+
+def _conv_places(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The padded input and, in its flat space, where positions start and kernels reach."""
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    padded = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+    sizes, kernel = padded.shape[2:], module.kernel_size
+    spans = [d * (k - 1) + 1 for d, k in zip(module.dilation, kernel, strict=True)]
+    outs = [(n - s) // step + 1 for n, s, step in zip(sizes, spans, module.stride, strict=True)]
+    return padded, _grid(outs, module.stride, sizes), _grid(kernel, module.dilation, sizes)
+
+
+def _grid(counts: Sequence[int], steps: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """Flat indices, in a space of `sizes`, of a grid of points `steps` apart."""
+    flat = torch.zeros(1, dtype=torch.int64)
+    for count, step, size in zip(counts, steps, sizes, strict=True):
+        flat = (flat[:, None] * size + torch.arange(count) * step).reshape(-1)
+    return flat
