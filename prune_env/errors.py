@@ -1,7 +1,12 @@
-"""Every error that prune_env raises on bad input, in one family.
+"""Every error that prune_env raises on bad input, in one family, and the lookup that raises one.
 
 A message says what is wrong, where, what was found, and the cure. Catch `PruneEnvError` for all.
 """
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class PruneEnvError(Exception):
@@ -34,3 +39,14 @@ class ConfigError(PruneEnvError):
 
 class RunError(PruneEnvError):
     """A run directory cannot be used."""
+
+
+def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """The entry of `table` called `name`.
+
+    Raises:
+        ConfigError: there is none; lists what there is.
+    """
+    if name not in table:
+        raise ConfigError(f"there is no {kind} '{name}'. Choose one of {', '.join(table)}.")
+    return table[name]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from prune_env.errors import ConfigError
+from prune_env.errors import look_up
 from prune_env.measure.evaluators import Metrics
 
 FLOPS_WEIGHT = 0.1
@@ -73,6 +73,4 @@ def reward_named(name: str) -> Reward:
     Raises:
         ConfigError: there is none.
     """
-    if name not in REWARDS:
-        raise ConfigError(f"there is no reward '{name}'. Choose one of {', '.join(REWARDS)}.")
-    return REWARDS[name]
+    return look_up("reward", name, REWARDS)

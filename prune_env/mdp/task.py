@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prune_env.errors import BudgetError, ConfigError, PlanError
+from prune_env.errors import BudgetError, PlanError, look_up
 from prune_env.mdp.candidates import TaskOptions, prepare
 from prune_env.mdp.rewards import Outcome, Reward, kl, reward_named
 from prune_env.measure.costs import CostModel, Metric, metric_index
@@ -69,9 +69,7 @@ def leftover_named(name: str) -> Leftover:
     Raises:
         ConfigError: there is none.
     """
-    if name not in LEFTOVERS:
-        raise ConfigError(f"there is no leftover '{name}'. Choose one of {', '.join(LEFTOVERS)}.")
-    return LEFTOVERS[name]
+    return look_up("leftover", name, LEFTOVERS)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prune_env.errors import ConfigError, GroupError, ModelError
+from prune_env.errors import GroupError, ModelError, look_up
 from prune_env.structure.groups import Axis, PrunableGroup, Role, pool
 from prune_env.structure.rewrite import require_tensors, tensors_of
 
@@ -153,9 +153,7 @@ def criterion_named(name: str) -> Criterion:
     Raises:
         ConfigError: there is none.
     """
-    if name not in CRITERIA:
-        raise ConfigError(f"there is no criterion '{name}'. Choose one of {', '.join(CRITERIA)}.")
-    return CRITERIA[name]
+    return look_up("criterion", name, CRITERIA)
 
 
 def require_finite(tensors: Mapping[str, Tensor]) -> None:

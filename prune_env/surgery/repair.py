@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from prune_env.errors import ConfigError, DataError
+from prune_env.errors import DataError, look_up
 from prune_env.measure.batches import Batch
 from prune_env.structure.inputs import call_model, eval_mode
 from prune_env.surgery.overlays import Overlay, bias_only, least_squares, no_overlay
@@ -85,6 +85,4 @@ def repair_named(name: str) -> Repair:
     Raises:
         ConfigError: there is none.
     """
-    if name not in REPAIRS:
-        raise ConfigError(f"there is no repair '{name}'. Choose one of {', '.join(REPAIRS)}.")
-    return REPAIRS[name]
+    return look_up("repair", name, REPAIRS)
