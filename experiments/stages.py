@@ -31,8 +31,8 @@ from prune_env.mdp.registry import resolve_factory
 from prune_env.mdp.rewards import Outcome
 from prune_env.measure.batches import take_batches
 from prune_env.measure.costs import CostModel
-from prune_env.measure.evaluators import ClassifierEvaluator
 from prune_env.measure.latency import measure_latency
+from prune_env.recovery.epoch import accuracy_and_loss
 from prune_env.recovery.finetune import EpochRecord, FinetuneSettings
 from prune_env.storage import load_tensors, save_tensors
 
@@ -191,8 +191,7 @@ def tune(config: RunConfig, project: Project, result: SearchResult, folder: Path
 
 def quality(project: Project, model: nn.Module) -> float:
     """Test accuracy: the one use of the test split."""
-    batches = take_batches(project.test, None)
-    return ClassifierEvaluator.of(model, batches)(model).accuracy
+    return accuracy_and_loss(model, project.test).accuracy
 
 
 def row_of(task: PruningTask, result: SearchResult, kind: str) -> dict[str, Any]:
@@ -257,14 +256,9 @@ def dense_facts(project: Project, folder: Path) -> dict[str, Any]:
         folder / "dense" / "result.json",
         lambda: {
             "accuracy_test": quality(project, project.dense),
-            "accuracy_val": _accuracy(project.dense, project.val),
+            "accuracy_val": accuracy_and_loss(project.dense, project.val).accuracy,
             "macs": float(costs[0]),
             "params": float(costs[1]),
             "file_bytes": path.stat().st_size,
         },
     )
-
-
-def _accuracy(model: nn.Module, batches: Any) -> float:
-    taken = take_batches(batches, None)
-    return ClassifierEvaluator.of(model, taken)(model).accuracy

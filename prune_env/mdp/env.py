@@ -92,7 +92,7 @@ class PruneEnv(gymnasium.Env[Array, Array]):
         return observation, self._outcome.reward, True, False, info
 
     def measure(self, kept: tuple[int, ...]) -> Outcome:
-        """What a finished plan is worth; override to charge for it (see agents/sb3.py)."""
+        """What a finished plan is worth; override to charge for it (see agents/view.py)."""
         return self.task.outcome(kept)
 
     @property
