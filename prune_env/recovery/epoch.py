@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prune_env.errors import DataError, ModelError
 from prune_env.measure.batches import Batch, split_batch
 from prune_env.recovery.schedule import FinetuneSettings
-from prune_env.structure.inputs import Inputs, call_model, logits_of, map_tensors
+from prune_env.structure.inputs import Inputs, call_model, eval_mode, logits_of, map_tensors
 
 IGNORED = -100
 """The target of a position without a label, as in PyTorch."""
@@ -130,7 +130,7 @@ def accuracy_and_loss(
     place = place or Place("the loader", 0)
     device = device_of(model)
     correct, loss, count = 0, 0.0, 0
-    with _evaluating(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         for step, batch in enumerate(batches(loader, device, place)):
             here = Place(place.name, place.epoch, step)
             logits, targets = logits_for(model, batch, here)
@@ -143,21 +143,6 @@ def accuracy_and_loss(
             loss += float(F.cross_entropy(logits.float(), targets, reduction="sum"))
             count += int((targets != IGNORED).sum())
     return Quality(correct / count, loss / count)
-
-
-class _evaluating:
-    """Eval mode inside, every submodule's own mode again after."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.modes = {module: module.training for module in model.modules()}
-
-    def __enter__(self) -> None:
-        self.model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for module, mode in self.modes.items():
-            module.training = mode
 
 
 def build_loss(settings: FinetuneSettings, teacher: nn.Module | None) -> Loss:
