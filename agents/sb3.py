@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import random
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -49,14 +50,18 @@ def learn(name: str, ledger: Ledger, seed: int) -> None:
     end. The random states of the process are left as they were.
     """
     view, env = make_view(ledger, reserve=1)
-    length, episodes = ledger.task.length, ledger.limit - ledger.spent - view.reserve
+    length = ledger.task.length
     chosen = settings(name, length, ledger.limit)
     with private_randomness():
         agent = ALGORITHMS[name]("MlpPolicy", env, seed=seed, device="cpu", **chosen)  # type: ignore[call-arg]
         agent.set_logger(Logger(None, [_Figures(ledger)]))
-        if episodes > 0:
-            with contextlib.suppress(Exhausted):  # the last rollout may not fit
-                agent.learn(length * episodes, callback=_Checkpoints(ledger), log_interval=1)
+        with contextlib.suppress(Exhausted):  # the last rollout may not fit
+            # Plans given up early leave more to spend than one round of learning foresees.
+            while (episodes := math.ceil(ledger.left - view.reserve)) > 0:
+                agent.learn(
+                    length * episodes, callback=_Checkpoints(ledger), log_interval=1,
+                    reset_num_timesteps=False,
+                )  # fmt: skip
         view.reserve = 0
         _save(agent, ledger)
         walk(agent, env)
@@ -79,7 +84,7 @@ class _Checkpoints(BaseCallback):
         self._ledger, self._saved = ledger, 0
 
     def _on_step(self) -> bool:
-        part = CHECKPOINTS * self._ledger.spent // self._ledger.limit
+        part = int(CHECKPOINTS * self._ledger.charged // self._ledger.limit)
         if part > self._saved:
             self._saved = part
             _save(self.model, self._ledger)

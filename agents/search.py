@@ -159,6 +159,7 @@ def _write(folder: Path, settings: dict[str, object], seconds: float | None) -> 
 
 def _result(ledger: Ledger, settings: dict[str, object], seconds: float) -> SearchResult:
     notes = {key: value for key, value in settings.items() if key != "groups"}
-    notes |= {"evaluations": ledger.spent, "reward": ledger.best.reward}
+    notes |= {"evaluations": ledger.spent, "charged": round(ledger.charged, 6)}
+    notes |= {"reward": ledger.best.reward}
     plan = ledger.task.plan(ledger.best.kept, **notes)
     return SearchResult(ledger.best, plan, tuple(ledger.history), seconds)

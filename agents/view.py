@@ -53,7 +53,7 @@ class View(PruneEnv):
         Raises:
             Exhausted: nothing but the reserve is left.
         """
-        if self._ledger.spent + self.reserve >= self._ledger.limit:
+        if self._ledger.left <= self.reserve:
             raise Exhausted
         return self._ledger.measure(kept)
 

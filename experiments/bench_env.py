@@ -1,30 +1,48 @@
-"""What an episode costs: steps, the terminal evaluation split in parts, against a dense forward.
+"""What an episode costs, in dense forward passes over the same samples, and where the rest goes.
 
     python -m experiments.bench_env
     python -m experiments.bench_env --model resnet20 --data ../shared/data/cifar10_jpeg \\
-        --weights ../shared/models/resnet20_cifar10_jpeg/model.safetensors --reward-samples 2000
+        --weights ../shared/models/resnet20_cifar10_jpeg/model.safetensors \\
+        --reward-samples 2000 --threads 1 --out experiments/results/env_resnet20
 
-All times are medians over rounds in which everything is measured in turns, so that a busy machine
-disturbs all alike; compare the ratios, not the seconds.
+An episode is everything one charged evaluation takes: the steps, decoding the plan, stitching the
+network from its ladders, repairing it on data, the forward pass, the reward. It stands beside a
+plain dense forward pass: eval, inference mode, channels-last, float32, its best batch size. All are
+measured in turns within every round, so that a busy machine disturbs all alike; compare the ratios,
+which are medians over the rounds, not the seconds.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.config import RunConfig, main_guard, option, parse
+from experiments.benches import (
+    command_of,
+    dense_weights,
+    markdown,
+    note,
+    publish,
+    run_config,
+    settings_of,
+)
+from experiments.config import main_guard, option, parse
+
+PRECISIONS = ("float32", "bfloat16")
+PARTS = ("steps", "build", "repair", "measure", "rest")
+BATCHES = (32, 64, 125, 250, 500)
+RANKED = 24
+"""Random plans whose order in both precisions is compared."""
 
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Time one episode of the environment."""
+    """Time the episodes of the environment."""
 
     model: str = option("digits", "network, see experiments/models.py")
     data: str = option("digits", "'digits', a path, or a name under $PRUNE_ENV_DATA")
@@ -35,10 +53,15 @@ class BenchConfig:
     )
     reward_samples: int = option(1000, "training images each plan is measured on")
     calibration_samples: int = option(500, "training images for the statistics of the repair")
-    rounds: int = option(7, "episodes timed")
+    repair_samples: int = option(128, "of them, those that a repair with data sees for every plan")
+    rounds: int = option(7, "rounds timed, of one episode in each precision")
+    seed: int = option(0, "seed of everything random")
     threads: int = option(0, "CPU threads of torch; 0: its own choice")
     dense_epochs: int = option(8, "epochs of dense training where no weights are given")
+    dense_samples: int = option(0, "training images of it; 0: all")
+    dense_learning_rate: float = option(0.1, "peak learning rate of it")
     runs: Path = option(Path("runs"), "where the dense network is trained and kept")  # noqa: RUF009
+    out: str = option("", "path without suffix of the .md and .json to write; empty: print only")
 
 
 @main_guard
@@ -49,94 +72,173 @@ def main(argv: Sequence[str]) -> int:
 
     if config.threads:
         torch.set_num_threads(config.threads)
-    figures = measure(config)
-    for name, value in figures.items():
-        print(f"{name:<38} {value:.6g}")
-    settings = json.loads(json.dumps(asdict(config), default=str))
-    print(json.dumps({**figures, "settings": {**settings, "threads": torch.get_num_threads()}}))
+    figures = {**measure(config), "settings": settings_of(config)}
+    publish(config.out, command_of("bench_env", argv), page(figures), figures)
     return 0
 
 
-def measure(config: BenchConfig) -> dict[str, float]:
-    """All figures, times in milliseconds."""
-    import numpy as np
-
-    from experiments.directory import open_run
-    from experiments.stages import open_project
-    from prune_env import PruneEnv, PruningTask
-    from prune_env.mdp.candidates import CandidateEvaluator
-
-    run = RunConfig(
-        **{name: value for name, value in asdict(config).items() if name not in ("rounds",)}
-    )
-    project = open_project(run, open_run(replace(run, name=f"bench-{run.digest}")))
-    assert not isinstance(project, PruningTask)
-    task = project.task
-    evaluate = task.evaluate
-    assert isinstance(evaluate, CandidateEvaluator)
-    env, random = PruneEnv(task), np.random.default_rng(0)
-    dense = _dense_forward(project.dense, evaluate.measure)
-    rows: list[dict[str, float]] = []
-    for _ in range(config.rounds + 1):
-        steps, before = [], replace(evaluate.clock)
-        env.reset()
-        for asked in random.uniform(0, 2 * task.uniform_sparsity, (task.length, 1)):
-            start = time.perf_counter()
-            env.step(asked.astype(np.float32))
-            steps.append(1e3 * (time.perf_counter() - start))
-        clock = evaluate.clock
-        parts = {
-            name: 1e3 * (getattr(clock, name) - getattr(before, name))
-            for name in ("build", "repair", "measure")
-        }
-        overhead = steps[-1] - sum(parts.values())
-        rows.append(
-            {
-                "step": statistics.median(steps[:-1]),
-                **parts,
-                "overhead": overhead,
-                "episode": sum(steps),
-                "dense": dense(),
-            }
-        )
-    rows = rows[1:]  # the first round fills caches
-    median = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
-    ratio = statistics.median(row["episode"] / row["dense"] for row in rows)
-    charged = statistics.median(
-        (row["build"] + row["measure"] + row["overhead"]) / row["dense"] for row in rows
-    )
-    return {
-        "non_terminal_step_ms": median["step"],
-        "terminal_step_build_ms": median["build"],
-        "terminal_step_repair_ms": median["repair"],
-        "terminal_step_evaluate_ms": median["measure"],
-        "terminal_step_overhead_ms": median["overhead"],
-        "episode_ms": median["episode"],
-        "dense_forward_ms": median["dense"],
-        "episode_per_dense_forward": ratio,
-        "episode_without_repair_per_dense_forward": charged,
-        "groups": float(task.length),
-        "samples": float(evaluate.measure.samples),  # type: ignore[attr-defined]
-    }
-
-
-def _dense_forward(model: Any, evaluator: Any) -> Callable[[], float]:
-    """Milliseconds of a dense forward pass over the reward samples, at its best batch size."""
+def measure(config: BenchConfig) -> dict[str, Any]:
+    """All figures; times in milliseconds."""
     import torch
 
-    inputs = torch.cat([batch.inputs for batch in evaluator.batches])
+    tasks, dense, facts = _tasks(config)
+    samples = tasks["float32"].evaluate.measure
+    inputs = torch.cat([batch.inputs for batch in samples.batches])
+    forward, batch = _dense_forward(dense, inputs)
+    rounds: list[dict[str, dict[str, float]]] = []
+    for number in range(config.rounds + 1):
+        dense_ms = forward()
+        rounds.append(
+            {name: {**_episode(task, number), "dense": dense_ms} for name, task in tasks.items()}
+        )
+        note(f"round {number} of {config.rounds}")
+    rounds = rounds[1:]  # the first one fills caches
+    figures: dict[str, Any] = {
+        "dense_forward_ms": statistics.median(r["float32"]["dense"] for r in rounds),
+        "dense_batch": batch,
+        "samples": len(inputs),
+        "groups": tasks["float32"].length,
+        **facts,
+        "episode_ms": {},
+        "episode_per_dense_forward": {},
+        "without_data_repair_per_dense_forward": {},
+        "share": {},
+    }
+    for name in tasks:
+        rows = [one[name] for one in rounds]
+        whole = statistics.median(row["episode"] for row in rows)
+        figures["episode_ms"][name] = whole
+        figures["episode_per_dense_forward"][name] = statistics.median(
+            row["episode"] / row["dense"] for row in rows
+        )
+        figures["without_data_repair_per_dense_forward"][name] = statistics.median(
+            (row["episode"] - row["repair"]) / row["dense"] for row in rows
+        )
+        figures["share"][name] = {
+            part: statistics.median(row[part] / row["episode"] for row in rows) for part in PARTS
+        }
+    figures["precision_rank_correlation"] = _agreement(tasks, config.seed)
+    return figures
+
+
+def _tasks(config: BenchConfig) -> tuple[dict[str, Any], Any, dict[str, float]]:
+    """The task in both precisions, the dense network, and what preparing costs."""
+    from experiments.stages import open_project
+    from prune_env import PruningTask
+    from prune_env.measure.calibration import calibrate
+    from prune_env.measure.inference import Inference
+    from prune_env.surgery.ladder import Ladders
+
+    weights = dense_weights(config)
+    project = open_project(run_config(config, weights), weights.parent)
+    assert not isinstance(project, PruningTask)
+    task, dense = project.task, project.dense
+    evaluate: Any = task.evaluate
+    tasks = {}
+    for name in PRECISIONS:
+        way = Inference.of(dense, evaluate.measure.batches[0].inputs, name)
+        measured = replace(evaluate.measure, inference=way)
+        tasks[name] = replace(
+            task, evaluate=replace(evaluate, measure=measured, inference=way, cache={})
+        )
+    pass_ms = _timed(lambda: _forward(dense, [b.inputs for b in evaluate.calibration]))
+    found: list[Any] = []
+    calibrate_ms = _timed(lambda: found.append(calibrate(dense, evaluate.calibration, task.groups)))
+    ladders_ms = _timed(lambda: Ladders.of(dense, task.groups, evaluate.orders, found[-1]))
+    facts = {
+        "calibration_in_dense_passes": calibrate_ms / pass_ms,
+        "ladders_in_dense_passes": ladders_ms / pass_ms,
+        "auto_is_bfloat16": float(evaluate.inference.bfloat16),
+    }
+    return tasks, dense, facts
+
+
+def _episode(task: Any, seed: int) -> dict[str, float]:
+    """Milliseconds of one episode of random actions, whole and in parts."""
+    import numpy as np
+
+    from prune_env import PruneEnv
+
+    env, evaluate = PruneEnv(task), task.evaluate
+    before = replace(evaluate.clock)
+    actions = np.random.default_rng(seed).uniform(0, 2 * task.uniform_sparsity, (task.length, 1))
+    env.reset()
+    steps = [_timed(lambda action=a: env.step(action)) for a in actions.astype(np.float32)]  # type: ignore[misc]
+    parts = {
+        name: 1e3 * (getattr(evaluate.clock, name) - getattr(before, name))
+        for name in ("build", "repair", "measure")
+    }
+    rest = steps[-1] - sum(parts.values())
+    return {**parts, "steps": sum(steps[:-1]), "rest": rest, "episode": sum(steps)}
+
+
+def _agreement(tasks: Mapping[str, Any], seed: int) -> float:
+    """Spearman's correlation of the KL of random plans, measured in the two precisions."""
+    import numpy as np
+
+    from experiments.correlation import spearman
+
+    random, one = np.random.default_rng(seed), tasks["float32"]
+    plans = [one.decode(random.random(one.length).tolist()) for _ in range(RANKED)]
+    first, second = (np.array([t.evaluate(kept).kl for kept in plans]) for t in tasks.values())
+    return float(spearman(first, second))
+
+
+def _dense_forward(model: Any, inputs: Any) -> tuple[Callable[[], float], int]:
+    """Milliseconds of a plain dense forward pass over the inputs, and its best batch size."""
+    sizes = [size for size in BATCHES if size <= len(inputs)]
 
     def timed(size: int) -> float:
-        start = time.perf_counter()
-        with torch.inference_mode():
-            for part in inputs.split(size):
-                model(part)
-        return 1e3 * (time.perf_counter() - start)
+        return _timed(lambda: _forward(model, inputs.split(size)))
 
-    sizes = [size for size in (32, 64, 125, 250, 500) if size <= len(inputs)]
     timed(sizes[0])
     best = min(sizes, key=lambda size: min(timed(size) for _ in range(2)))
-    return lambda: timed(best)
+    return lambda: timed(best), best
+
+
+def _forward(model: Any, parts: Sequence[Any]) -> None:
+    import torch
+
+    with torch.inference_mode():
+        for part in parts:
+            model(part)
+
+
+def _timed(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def page(figures: Mapping[str, Any]) -> str:
+    """The figures in words and as a Markdown table."""
+    settings = figures["settings"]
+    head = ["precision", "episode / dense pass", "without data repair", *PARTS]
+    rows = [
+        [
+            name,
+            f"{figures['episode_per_dense_forward'][name]:.2f}",
+            f"{figures['without_data_repair_per_dense_forward'][name]:.2f}",
+            *(f"{100 * figures['share'][name][part]:.1f} %" for part in PARTS),
+        ]
+        for name in figures["share"]
+    ]
+    return (
+        f"# Cost of an episode, {settings['model']}, {figures['samples']:,} samples, budget "
+        f"{settings['budget']:.0%} of the MACs\n\n"
+        f"Dense forward pass: {figures['dense_forward_ms']:.0f} ms in batches of "
+        f"{figures['dense_batch']}; {settings['threads']} threads. Shares are of the episode: the "
+        "steps before the last, stitching the network, its repair on data "
+        f"({settings['repair_samples']} images), the forward passes, and the rest (decoding, "
+        "reward).\n\n" + markdown(head, rows) + "\n"
+        f"- rank correlation of {RANKED} random plans' KL in the two precisions: "
+        f"{figures['precision_rank_correlation']:.3f}\n"
+        f"- `precision auto` takes {'bfloat16' if figures['auto_is_bfloat16'] else 'float32'} on "
+        "this processor\n"
+        f"- made once per task, in dense passes over the calibration images: statistics "
+        f"{figures['calibration_in_dense_passes']:.2f}, ladders "
+        f"{figures['ladders_in_dense_passes']:.2f}\n"
+    )
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def run_config(config: Any, weights: Path) -> RunConfig:
 def val_batches(project: Any, samples: int) -> list[Any]:
     """The first `samples` val images (0: all) in the batches that evaluate fastest."""
     from prune_env.measure.batches import channels_last, take_batches
-    from prune_env.measure.evaluators import fitting_batch
+    from prune_env.measure.inference import fitting_batch
 
     batches = take_batches(project.val, samples or None)
     inputs: Any = batches[0].inputs

@@ -129,6 +129,14 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _counts(value: Any) -> tuple[int, ...]:
+    if isinstance(value, str):
+        return tuple(int(part) for part in _names(value))
+    if not isinstance(value, list) or not all(type(part) is int for part in value):
+        raise TypeError
+    return tuple(value)
+
+
 KINDS: dict[Any, Kind] = {
     str: Kind("a text", _exactly(str), {"metavar": "TEXT"}),
     int: Kind("a whole number", _exactly(int), {"type": int, "metavar": "N"}),
@@ -139,6 +147,12 @@ KINDS: dict[Any, Kind] = {
     ),
     tuple[str, ...]: Kind(
         "a list of texts", _names, {"type": _names, "metavar": "A,B"}, lambda value: ",".join(value)
+    ),
+    tuple[int, ...]: Kind(
+        "a list of whole numbers",
+        _counts,
+        {"type": _counts, "metavar": "N,M"},
+        lambda value: ",".join(map(str, value)),
     ),
 }
 """Type of a config's field -> how it is read. Add a type here."""

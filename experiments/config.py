@@ -57,6 +57,9 @@ class RunConfig:
     reward: str = option("kl", "reward of an episode")
     reward_samples: int = option(1000, "training images each plan is measured on")
     calibration_samples: int = option(500, "training images for the statistics of the repair")
+    repair_samples: int = option(128, "of them, those that a repair with data sees for every plan")
+    stages: tuple[int, ...] = option((), "reward samples after which a hopeless plan is given up")
+    precision: str = option("auto", "of the reward's measurement: auto, float32 or bfloat16")
     ignore: tuple[str, ...] = option((), "layers left alone: names or globs, comma separated")
     min_sparsity: float = option(0.0, "smallest fraction removed from a group")
     max_sparsity: float = option(0.9, "largest fraction removed from a group, below 1")
@@ -115,6 +118,12 @@ _RULES: dict[str, _Rule] = {
     "seed": _AT_LEAST_0,
     "reward_samples": _AT_LEAST_1,
     "calibration_samples": _AT_LEAST_1,
+    "repair_samples": _AT_LEAST_1,
+    "stages": (lambda value: all(stage >= 1 for stage in value), "whole numbers from 1"),
+    "precision": (
+        lambda value: value in ("auto", "float32", "bfloat16"),
+        "auto, float32 or bfloat16",
+    ),
     "min_sparsity": _FRACTION,
     "max_sparsity": _FRACTION,
     "multiple_of": _AT_LEAST_1,

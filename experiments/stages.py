@@ -44,7 +44,8 @@ def task_options(config: RunConfig) -> dict[str, Any]:
     """What a config says about the task, as keywords of `TaskOptions`."""
     names = (
         "budget", "on", "criterion", "repair", "reward", "reward_samples", "calibration_samples",
-        "ignore", "min_sparsity", "max_sparsity", "multiple_of", "seed",
+        "repair_samples", "stages", "precision", "ignore", "min_sparsity", "max_sparsity",
+        "multiple_of", "seed",
     )  # fmt: skip
     return {name: getattr(config, name) for name in names}
 

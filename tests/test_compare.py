@@ -100,9 +100,9 @@ def test_finished_searches_are_kept_and_killed_ones_go_on(
     counted: list[tuple[int, ...]] = []
     outcome = PruningTask.outcome
 
-    def count(task: PruningTask, kept: Any) -> Any:
+    def count(task: PruningTask, kept: Any, rival: Any = None) -> Any:
         counted.append(tuple(kept))
-        return outcome(task, kept)
+        return outcome(task, kept, rival)
 
     monkeypatch.setattr(PruningTask, "outcome", count)
     after = compared(tmp_path, capsys)

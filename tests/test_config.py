@@ -117,6 +117,9 @@ def test_bad_options_are_refused_with_a_reason(argv: list[str], says: str) -> No
         ('budget = "half"', "not a number"),
         ("tensorboard = 1", "not true or false"),
         ("ignore = [1]", "not a list of texts"),
+        ("stages = [1.5]", "not a list of whole numbers"),
+        ("stages = [0]", "--stages is"),
+        ('precision = "half"', "--precision is half"),
         ("model = 3", "not a text"),
         ("budget = 2.0", "--budget is 2.0"),
         ("budget =", "cannot read the config file"),
@@ -129,7 +132,13 @@ def test_bad_files_are_refused_with_a_reason(tmp_path: Path, text: str, says: st
 
 # Values other than the default, all in range.
 OTHERS: dict[type, Any] = {str: "other", float: 0.125, int: 3, bool: False}
-SPECIAL = {"on": "params", "runs": Path("elsewhere"), "baselines": ("x",), "ignore": ("x",)}
+SPECIAL: dict[str, Any] = {
+    "on": "params",
+    "runs": Path("elsewhere"),
+    "baselines": ("x",),
+    "ignore": ("x",),
+}
+SPECIAL |= {"stages": (256,), "precision": "float32"}
 
 
 @pytest.mark.parametrize("entry", fields(RunConfig), ids=lambda entry: entry.name)

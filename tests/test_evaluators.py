@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from prune_env.errors import DataError, ModelError
 from prune_env.measure.batches import Batch
-from prune_env.measure.evaluators import ClassifierEvaluator
+from prune_env.measure.evaluators import ClassifierEvaluator, Metrics
 from prune_env.testing import toy_inputs, toy_model
 
 
@@ -56,6 +57,43 @@ def test_metrics_are_what_their_definitions_say(seed: int, tokens: bool, classes
     assert metrics.accuracy == pytest.approx(np.mean(right))
     assert metrics.loss == pytest.approx(np.mean(loss), rel=1e-5)
     assert metrics.kl == pytest.approx(np.mean(kl), rel=1e-4, abs=1e-6)
+    assert metrics.share == 1
+    for error, rows in (("accuracy", right), ("loss", loss), ("kl", kl)):
+        expected = np.std(rows, ddof=1) / math.sqrt(len(rows))
+        assert vars(metrics)[f"{error}_error"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@given(stages=st.lists(st.integers(1, 14), max_size=4), after=st.integers(1, 14))
+def test_a_hopeless_network_is_given_up_at_a_stage(stages: list[int], after: int) -> None:
+    """What was measured until then is what the first samples alone measure."""
+    whole = [Batch(torch.randn(3, 4, generator=seeded(k)), torch.arange(3)) for k in range(4)]
+    asked: list[int] = []
+
+    def hopeless(metrics: Metrics) -> bool:
+        asked.append(metrics.samples)
+        return metrics.samples >= after
+
+    evaluator = ClassifierEvaluator.of(Given(), whole, stages=sorted(stages))
+    found = evaluator(Given(-0.5), hopeless)
+    checks = sorted({math.ceil(stage / 3) * 3 for stage in stages} - {12, 15})
+    ends = [seen for seen in checks if seen >= after]
+    assert asked == [seen for seen in checks if seen <= (ends or [12])[0]]
+    seen = ends[0] if ends else 12
+    first = ClassifierEvaluator.of(Given(), whole[: seen // 3])(Given(-0.5))
+    assert found == replace(first, share=seen / 12)
+    assert evaluator(Given(-0.5)).samples == 12
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_at_best_is_better_by_standard_errors_but_never_impossible() -> None:
+    metrics = Metrics(0.9, 1.0, 0.5, 10, 1.0, 0.04, 0.2, 0.1)
+    better = metrics.at_best(2)
+    assert (better.accuracy, better.loss, better.kl) == pytest.approx((0.98, 0.6, 0.3))
+    best = metrics.at_best(99)
+    assert (best.accuracy, best.loss, best.kl) == (1.0, 0.0, 0.0)
 
 
 def batch(classes: int = 3) -> Batch:

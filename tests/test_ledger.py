@@ -12,7 +12,7 @@ from prune_env.errors import PlanError, RunError
 from prune_env.mdp.ledger import Exhausted, Ledger
 from prune_env.mdp.rewards import Outcome
 from prune_env.mdp.task import PruningTask
-from prune_env.measure.evaluators import Metrics
+from prune_env.measure.evaluators import Hopeless, Metrics
 from prune_env.testing import check_searcher, toy_task
 
 
@@ -45,6 +45,34 @@ def test_every_measurement_is_charged_repeated_ones_too() -> None:
     with pytest.raises(Exhausted):
         ledger.measure(plan)
     assert len(calls) == ledger.spent == 3
+
+
+def raced(task: PruningTask) -> PruningTask:
+    """The toy task, in which a plan behind the best costs a quarter."""
+
+    def race(kept: tuple[int, ...], hopeless: Hopeless) -> Metrics:
+        metrics = task.evaluate(kept)
+        return replace(metrics, share=0.25) if hopeless(metrics) else metrics
+
+    return replace(task, race=race)
+
+
+def test_a_plan_given_up_early_costs_its_share(tmp_path: Path) -> None:
+    task = raced(toy_task(budget=0.6))
+    ledger = Ledger(task, 9, tmp_path / "journal.jsonl")
+    best = ledger.run(search, seed=1)
+    shares = [outcome.metrics.share for outcome in ledger.history]
+    assert set(shares) == {0.25, 1.0}
+    assert shares[0] == best.metrics.share == 1.0
+    assert ledger.charged == sum(shares) >= 9 > ledger.charged - shares[-1]
+    assert (ledger.exhausted, ledger.left) == (True, 0.0)
+    running = -1.0
+    for outcome in ledger.history:
+        assert (outcome.metrics.share < 1) == (outcome.reward < running)
+        running = max(running, outcome.reward)
+    again = Ledger(task, 9, tmp_path / "journal.jsonl")
+    again.run(search, seed=1)
+    assert again.history == ledger.history
 
 
 def test_a_search_ends_at_the_limit_with_the_earliest_best() -> None:

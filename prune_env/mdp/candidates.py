@@ -17,13 +17,9 @@ from prune_env.mdp.rewards import Reward
 from prune_env.measure.batches import Batch, channels_last, take_batches
 from prune_env.measure.calibration import Calibration, calibrate
 from prune_env.measure.costs import CostModel, Metric
-from prune_env.measure.evaluators import (
-    ClassifierEvaluator,
-    Evaluator,
-    Metrics,
-    fitting_batch,
-)
+from prune_env.measure.evaluators import ClassifierEvaluator, Evaluator, Hopeless, Metrics
 from prune_env.measure.gradients import loss_gradients
+from prune_env.measure.inference import Inference, fitting_batch
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import Inputs, map_tensors
@@ -50,6 +46,11 @@ class TaskOptions:
         leftover: what is done with unspent budget: "give_back" or "leave".
         calibration_samples: training samples for statistics and gradients.
         reward_samples: further training samples that the reward is measured on.
+        repair_samples: how many of the calibration samples a repair that needs data sees for
+            every plan measured; the network of the final plan is repaired on all.
+        stages: numbers of reward samples after which a search may give up a plan that cannot
+            become its best; none by default, so every plan is measured on all.
+        precision: of the measurement, "float32", "bfloat16", or "auto": see `Inference.of`.
         batch_size: of both; 0 chooses one whose activations fit the processor's cache.
         ignore: names or globs of layers to leave alone.
         min_sparsity, max_sparsity: bounds on the fraction of units removed, for all groups or by
@@ -66,6 +67,9 @@ class TaskOptions:
     leftover: str = "give_back"
     calibration_samples: int = 500
     reward_samples: int = 1000
+    repair_samples: int = 128
+    stages: Sequence[int] = ()
+    precision: str = "auto"
     batch_size: int = 0
     ignore: Sequence[str] = ()
     min_sparsity: PerGroup[float] = 0.0
@@ -109,8 +113,10 @@ class CandidateEvaluator:
         orders: units of each group, the last to be removed first.
         ladders: all levels of every group.
         repair: what is done to a candidate before measuring.
-        calibration: batches for the repair.
+        calibration: batches for the repair of the network of a plan that is kept.
+        quick: batches for the repair of a plan that is only measured.
         measure: the evaluator.
+        inference: how networks are run for the repair.
         dense: what the dense network measures.
     """
 
@@ -120,18 +126,21 @@ class CandidateEvaluator:
     ladders: Ladders
     repair: Repair
     calibration: tuple[Batch, ...]
+    quick: tuple[Batch, ...]
     measure: Evaluator
+    inference: Inference
     dense: Metrics
     clock: Clock = field(default_factory=Clock)
     cache: dict[tuple[int, ...], Metrics] = field(default_factory=dict, repr=False)
 
-    def __call__(self, kept: tuple[int, ...]) -> Metrics:
-        if kept not in self.cache:
-            self.cache[kept] = self._measure(kept)
-        return self.cache[kept]
+    def __call__(self, kept: tuple[int, ...], hopeless: Hopeless | None = None) -> Metrics:
+        known = self.cache.get(kept)
+        if known is None or (known.share < 1 and not (hopeless and hopeless(known))):
+            known = self.cache[kept] = self._measure(kept, hopeless)
+        return known
 
     def build(self, kept: Sequence[int]) -> nn.Module:
-        """The repaired candidate; valid until the next call."""
+        """The candidate, repaired on all calibration data; valid until the next call."""
         model = self._cut(kept)
         self.repair.finish(model, self.calibration)
         return model
@@ -142,13 +151,14 @@ class CandidateEvaluator:
         units = {name: self.orders[name][:k] for name, k in counts.items()}
         return self.candidates.build(units, overlay)
 
-    def _measure(self, kept: tuple[int, ...]) -> Metrics:
+    def _measure(self, kept: tuple[int, ...], hopeless: Hopeless | None) -> Metrics:
         start = time.perf_counter()
         model = self._cut(kept)
         built = time.perf_counter()
-        self.repair.finish(model, self.calibration)
+        with self.inference.precision(model):
+            self.repair.finish(model, self.quick)
         repaired = time.perf_counter()
-        metrics = self.measure(model)
+        metrics = self.measure(model, hopeless)
         self.clock.build += built - start
         self.clock.repair += repaired - built
         self.clock.measure += time.perf_counter() - repaired
@@ -181,7 +191,11 @@ def prepare(
     repair = repair_named(options.repair) if isinstance(options.repair, str) else options.repair
     dense = _evaluation_copy(model)
     calibration, rewarding = _split(dense, data, options)
-    measure = ClassifierEvaluator.of(dense, rewarding)
+    for stage in options.stages:
+        if stage < 1:
+            raise ConfigError(f"a stage of {stage} samples measures nothing; give at least 1.")
+    measure = ClassifierEvaluator.of(dense, rewarding, stages=sorted(options.stages))
+    inference = Inference.of(dense, rewarding[0].inputs, options.precision)
     example = _example(calibration[0])
     found = find_groups(dense, example, seed=options.seed) if groups is None else groups
     bounded = _constrained(found, options)
@@ -197,7 +211,9 @@ def prepare(
         ladders=Ladders.of(dense, live, orders, statistics),
         repair=repair,
         calibration=tuple(calibration),
-        measure=measure,
+        quick=tuple(take_batches(calibration, options.repair_samples)),
+        measure=dataclasses.replace(measure, inference=inference),
+        inference=inference,
         dense=measure(dense),
     )
     return Parts(live, frozen, CostModel.of(dense, example, live), scores, evaluate)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +34,8 @@ class Ledger:
 
     Attributes:
         task: the task, whose `outcome` is the expensive part.
-        limit: evaluations that may be charged.
+        limit: evaluations that may be charged; a plan given up early costs the share of the
+            samples that it was measured on.
         history: every outcome, in order.
         figures: the searcher's own numbers (losses, entropy), for the next listener to log.
     """
@@ -60,13 +62,23 @@ class Ledger:
 
     @property
     def spent(self) -> int:
-        """Evaluations charged so far."""
+        """Plans measured so far."""
         return len(self.history)
+
+    @property
+    def charged(self) -> float:
+        """Evaluations charged so far: every plan's share of the samples, summed."""
+        return math.fsum(outcome.metrics.share for outcome in self.history)
+
+    @property
+    def left(self) -> float:
+        """Evaluations that may still be charged."""
+        return max(0.0, self.limit - self.charged)
 
     @property
     def exhausted(self) -> bool:
         """Whether nothing more may be measured."""
-        return self.spent >= self.limit
+        return self.charged >= self.limit
 
     @property
     def best(self) -> Outcome:
@@ -106,7 +118,7 @@ class Ledger:
         return self.best
 
     def _measure(self, kept: tuple[int, ...]) -> Outcome:
-        outcome = self.task.outcome(kept)
+        outcome = self.task.outcome(kept, self.best if self.history else None)
         if self._journal is not None:
             self._known.append(_row(outcome))
             self._replayed += 1

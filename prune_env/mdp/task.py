@@ -26,13 +26,17 @@ from prune_env.errors import BudgetError, PlanError, look_up
 from prune_env.mdp.candidates import TaskOptions, prepare
 from prune_env.mdp.rewards import Outcome, Reward, kl, reward_named
 from prune_env.measure.costs import CostModel, Metric, metric_index
-from prune_env.measure.evaluators import Metrics
+from prune_env.measure.evaluators import Hopeless, Metrics
 from prune_env.structure.groups import PrunableGroup
 from prune_env.surgery.plan import PruningPlan
 
 Kept = tuple[int, ...]
 Units = NDArray[np.int64]
 Evaluate = Callable[[Kept], Metrics]
+Race = Callable[[Kept, Hopeless], Metrics]
+
+DOUBT = 2.0
+"""Standard errors by which a plan must be behind the best before it is given up."""
 
 FEATURES = (
     "position", "units", "cost_share", "cost_removable", "mass_lost_25", "mass_lost_50",
@@ -80,6 +84,7 @@ class PruningTask:
         groups: the prunable groups, in the order they are decided.
         costs: cost of a plan, over the same groups in the same order.
         evaluate: quality of a finished plan; the expensive part.
+        race: the same, given up early where it is hopeless; None measures every plan in full.
         scores: importance of every unit, by group name, in the shape of the group's grid.
         budget: fraction of the dense cost that may remain.
         on: the cost that the budget limits.
@@ -102,6 +107,7 @@ class PruningTask:
     frozen: tuple[PrunableGroup, ...] = ()
     leftover: Leftover = give_back
     build: Callable[[Kept], nn.Module] | None = None
+    race: Race | None = None
     name: str = "task"
 
     def __post_init__(self) -> None:
@@ -142,7 +148,7 @@ class PruningTask:
             name: for logs.
             options: fields of `TaskOptions`: budget, on, criterion, reward, repair, ignore,
                 min_sparsity, max_sparsity, multiple_of, calibration_samples, reward_samples,
-                batch_size, seed.
+                repair_samples, stages, precision, batch_size, seed.
 
         Raises:
             ConfigError: an unknown option, criterion, reward or repair.
@@ -166,6 +172,7 @@ class PruningTask:
             frozen=parts.frozen,
             leftover=leftover_named(chosen.leftover),
             build=parts.evaluate.build,
+            race=parts.evaluate if chosen.stages else None,
             name=name,
         )
 
@@ -193,7 +200,7 @@ class PruningTask:
         return PruningPlan(plan.groups, plan.kept, notes)
 
     def network(self, kept: Sequence[int]) -> nn.Module:
-        """The pruned and repaired network of a plan, as it was measured: a copy to keep and tune.
+        """The pruned network of a plan, repaired on all calibration data: a copy to keep and tune.
 
         Raises:
             PlanError: `kept` is no plan of this task, or the task has no network (a toy).
@@ -295,18 +302,33 @@ class PruningTask:
         kept = np.array(self.decode([0.0] * self.length))
         return float(1.0 - (kept / self.costs.units).mean())
 
-    def outcome(self, kept: Sequence[int]) -> Outcome:
+    def outcome(self, kept: Sequence[int], rival: Outcome | None = None) -> Outcome:
         """Measure a finished plan: one charged evaluation.
+
+        Args:
+            kept: kept units per group.
+            rival: the best so far; a plan that falls behind it by more than chance explains may be
+                given up before all samples are measured (if the task has stages).
 
         Raises:
             PlanError: `kept` is not a level of every group, or exceeds the budget.
         """
         kept = self._checked(kept)
+        if rival is None or self.race is None:
+            return self._rewarded(kept, self.evaluate(kept))
+        best = rival.reward
+
+        def hopeless(metrics: Metrics) -> bool:
+            return self._rewarded(kept, metrics.at_best(DOUBT)).reward < best
+
+        return self._rewarded(kept, self.race(kept, hopeless))
+
+    def _rewarded(self, kept: Kept, metrics: Metrics) -> Outcome:
         values = self.costs(kept)
         ratios = values / self.costs.dense
         outcome = Outcome(
             kept=kept,
-            metrics=self.evaluate(kept),
+            metrics=metrics,
             flops=2.0 * float(values[0]),
             flops_ratio=float(ratios[0]),
             params_ratio=float(ratios[1]),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -12,7 +13,8 @@ from torch.nn import functional as F
 
 from prune_env.errors import DataError, ModelError
 from prune_env.measure.batches import Batch
-from prune_env.structure.inputs import Inputs, batch_size, call_model, eval_mode, logits_of
+from prune_env.measure.inference import PLAIN, Inference
+from prune_env.structure.inputs import call_model, eval_mode, logits_of
 
 
 @dataclass(frozen=True)
@@ -24,18 +26,41 @@ class Metrics:
         loss: mean cross-entropy to the targets, in nats.
         kl: mean KL divergence from the dense network's predictions, in nats.
         samples: number of predictions measured.
+        share: the part that they are of all that would have been measured; below 1 where the
+            measurement was given up.
+        accuracy_error, loss_error, kl_error: standard errors of the means, as if predictions
+            were independent.
     """
 
     accuracy: float
     loss: float
     kl: float
     samples: int
+    share: float = 1.0
+    accuracy_error: float = 0.0
+    loss_error: float = 0.0
+    kl_error: float = 0.0
+
+    def at_best(self, errors: float) -> Metrics:
+        """The same, this many standard errors better than measured."""
+        return replace(
+            self,
+            accuracy=min(1.0, self.accuracy + errors * self.accuracy_error),
+            loss=max(0.0, self.loss - errors * self.loss_error),
+            kl=max(0.0, self.kl - errors * self.kl_error),
+        )
+
+
+Hopeless = Callable[[Metrics], bool]
+"""Whether what was measured so far is reason enough to give up."""
 
 
 class Evaluator(Protocol):
     """Measures a model; must not change it."""
 
-    def __call__(self, model: nn.Module) -> Metrics: ...
+    def __call__(self, model: nn.Module, hopeless: Hopeless | None = None) -> Metrics:
+        """All samples; fewer when `hopeless` says so at one of the evaluator's stages."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +73,23 @@ class ClassifierEvaluator:
     Attributes:
         batches: what is measured, always in this order.
         dense_logits: the dense network's logits for each batch.
+        inference: how networks are run.
+        stages: numbers of samples after which a hopeless network may be given up, growing.
     """
 
     batches: tuple[Batch, ...]
     dense_logits: tuple[Tensor, ...]
+    inference: Inference = PLAIN
+    stages: tuple[int, ...] = ()
 
     @staticmethod
-    def of(dense: nn.Module, batches: Sequence[Batch]) -> ClassifierEvaluator:
-        """An evaluator that compares with `dense`.
+    def of(
+        dense: nn.Module,
+        batches: Sequence[Batch],
+        inference: Inference = PLAIN,
+        stages: Sequence[int] = (),
+    ) -> ClassifierEvaluator:
+        """An evaluator that compares with `dense`, which is always run the plain way.
 
         Raises:
             DataError: there are no batches, or targets do not fit the outputs.
@@ -76,7 +110,7 @@ class ClassifierEvaluator:
             ) from error
         for number, (batch, values) in enumerate(zip(batches, logits, strict=True)):
             _require_fit(number, batch, values)
-        evaluator = ClassifierEvaluator(tuple(batches), logits)
+        evaluator = ClassifierEvaluator(tuple(batches), logits, inference, tuple(stages))
         if not evaluator.samples:
             raise DataError("every target is -100 (left out): there is nothing to evaluate.")
         return evaluator
@@ -86,26 +120,49 @@ class ClassifierEvaluator:
         """Number of predictions in all batches."""
         return sum(int((batch.targets != -100).sum()) for batch in self.batches)
 
-    def __call__(self, model: nn.Module) -> Metrics:
-        right, loss, kl = 0.0, 0.0, 0.0
-        with eval_mode(model), torch.inference_mode():
+    def __call__(self, model: nn.Module, hopeless: Hopeless | None = None) -> Metrics:
+        rows: list[Tensor] = []
+        seen, total, stages = 0, self.samples, list(self.stages)
+        with self.inference.ready(model) as fast:
             for batch, dense in zip(self.batches, self.dense_logits, strict=True):
-                logits = logits_of(call_model(model, batch.inputs)).flatten(0, -2).float()
-                counts = batch.targets.flatten() != -100
-                targets, logits = batch.targets.flatten()[counts].long(), logits[counts]
-                log_p = F.log_softmax(dense.flatten(0, -2).float()[counts], -1)
-                log_q = F.log_softmax(logits, -1)
-                right += float((logits.argmax(-1) == targets).sum())
-                loss += float(F.nll_loss(log_q, targets, reduction="sum"))
-                kl += float((log_p.exp() * (log_p - log_q)).sum())
-        total = self.samples
-        metrics = Metrics(right / total, loss / total, kl / total, total)
-        if not (metrics.loss < float("inf") and metrics.kl < float("inf")):
-            raise ModelError(
-                f"{type(model).__name__} gives NaN or infinite outputs on the evaluation data. "
-                "Check weights and BatchNorm statistics, or limit max_sparsity."
-            )
-        return metrics
+                rows.append(_per_prediction(call_model(fast, batch.inputs), dense, batch.targets))
+                seen += rows[-1].shape[1]
+                if hopeless is None or not stages or not stages[0] <= seen < total:
+                    continue
+                stages = [stage for stage in stages if stage > seen]
+                metrics = _metrics(torch.cat(rows, 1), total, model)
+                if hopeless(metrics):
+                    return metrics
+        return _metrics(torch.cat(rows, 1), total, model)
+
+
+def _per_prediction(output: object, dense: Tensor, targets: Tensor) -> Tensor:
+    """Whether each of N predictions is right, its cross-entropy and its KL, float64 (3, N)."""
+    counts = targets.flatten() != -100
+    targets = targets.flatten()[counts].long()
+    log_q = logits_of(output).flatten(0, -2)[counts].float().log_softmax(-1)
+    log_p = dense.flatten(0, -2)[counts].float().log_softmax(-1)
+    right = log_q.argmax(-1) == targets
+    loss = F.nll_loss(log_q, targets, reduction="none")
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+    return torch.stack([right.double(), loss.double(), kl.double()])
+
+
+def _metrics(rows_3N: Tensor, total: int, model: nn.Module) -> Metrics:
+    """Means and their standard errors.
+
+    Raises:
+        ModelError: they are not finite.
+    """
+    seen = rows_3N.shape[1]
+    accuracy, loss, kl = rows_3N.mean(1).tolist()
+    if not (loss < math.inf and kl < math.inf):
+        raise ModelError(
+            f"{type(model).__name__} gives NaN or infinite outputs on the evaluation data. "
+            "Check weights and BatchNorm statistics, or limit max_sparsity."
+        )
+    errors = (rows_3N.std(1, correction=min(1, seen - 1)) / math.sqrt(seen)).tolist()
+    return Metrics(accuracy, loss, kl, seen, seen / total, *errors)
 
 
 def _require_fit(number: int, batch: Batch, logits: Tensor) -> None:
@@ -130,32 +187,3 @@ def _require_fit(number: int, batch: Batch, logits: Tensor) -> None:
             f"batch {number}: targets run from {int(valid.min())} to {int(valid.max())}, but the "
             f"model has {logits.shape[-1]} classes. Is it the right data set for this model?"
         )
-
-
-CACHE = 3.2e6
-"""Bytes the largest activation of a batch may take, about what stays in a core's cache. Batches of
-500 CIFAR images cost a ResNet-20 half as much again per image as batches of 50."""
-
-
-def fitting_batch(model: nn.Module, example: Inputs) -> int:
-    """Samples per batch whose largest activation fits the cache, between 8 and 250.
-
-    Computed, not timed, so that every run of a search sums in the same order.
-    """
-    largest = 1.0
-
-    def note(module: nn.Module, inputs: object, output: object) -> None:
-        nonlocal largest
-        if isinstance(output, Tensor):
-            largest = max(largest, output.numel() * output.element_size())
-
-    handles = [module.register_forward_hook(note) for module in model.modules()]
-    try:
-        with eval_mode(model), torch.no_grad():
-            call_model(model, example)
-    except Exception:  # reported, with its cause, when the data are measured
-        return 125
-    finally:
-        for handle in handles:
-            handle.remove()
-    return int(min(250, max(8, CACHE * batch_size(example) / largest)))
