@@ -37,7 +37,9 @@ PRECISIONS = ("float32", "bfloat16")
 PARTS = ("steps", "build", "repair", "measure", "rest")
 BATCHES = (32, 64, 125, 250, 500)
 RANKED = 24
-"""Random plans whose order in both precisions is compared."""
+"""Random plans whose order in both precisions is compared, and that race."""
+STAGE = 256
+"""Samples after which a plan of the race may be given up."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def measure(config: BenchConfig) -> dict[str, Any]:
             part: statistics.median(row[part] / row["episode"] for row in rows) for part in PARTS
         }
     figures["precision_rank_correlation"] = _agreement(tasks, config.seed)
+    figures["charged_with_a_stage"] = _raced(tasks["bfloat16"], config.seed)
     return figures
 
 
@@ -178,10 +181,29 @@ def _agreement(tasks: Mapping[str, Any], seed: int) -> float:
 
     from experiments.correlation import spearman
 
-    random, one = np.random.default_rng(seed), tasks["float32"]
-    plans = [one.decode(random.random(one.length).tolist()) for _ in range(RANKED)]
+    plans = _plans(tasks["float32"], seed)
     first, second = (np.array([t.evaluate(kept).kl for kept in plans]) for t in tasks.values())
     return float(spearman(first, second))
+
+
+def _plans(task: Any, seed: int) -> list[tuple[int, ...]]:
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    return [task.decode(random.random(task.length).tolist()) for _ in range(RANKED)]
+
+
+def _raced(task: Any, seed: int) -> float:
+    """Evaluations charged per random plan when hopeless ones are given up at a stage."""
+    from prune_env import Ledger
+
+    racing = replace(
+        task.evaluate, measure=replace(task.evaluate.measure, stages=(STAGE,)), cache={}
+    )
+    ledger = Ledger(replace(task, evaluate=racing, race=racing), RANKED)
+    for kept in _plans(task, seed):
+        ledger.measure(kept)
+    return ledger.charged / ledger.spent
 
 
 def _dense_forward(model: Any, inputs: Any) -> tuple[Callable[[], float], int]:
@@ -233,6 +255,8 @@ def page(figures: Mapping[str, Any]) -> str:
         "reward).\n\n" + markdown(head, rows) + "\n"
         f"- rank correlation of {RANKED} random plans' KL in the two precisions: "
         f"{figures['precision_rank_correlation']:.3f}\n"
+        f"- charged per random plan when those behind the best are given up after {STAGE} "
+        f"samples: {figures['charged_with_a_stage']:.2f} evaluations\n"
         f"- `precision auto` takes {'bfloat16' if figures['auto_is_bfloat16'] else 'float32'} on "
         "this processor\n"
         f"- made once per task, in dense passes over the calibration images: statistics "

@@ -46,6 +46,8 @@ class FidelityConfig:
     )
     samples: tuple[str, ...] = option(("256", "1000", "5000"), "reward sample sizes, growing")
     calibration_samples: int = option(1000, "training images for the statistics of the repair")
+    repair_samples: int = option(128, "of them, those that a repair with data sees for every plan")
+    precision: str = option("auto", "of the measurement: auto, float32 or bfloat16")
     tune_samples: int = option(5000, "training images of the fine-tuning")
     tune_epochs: int = option(2, "passes over them")
     learning_rate: float = option(0.02, "peak learning rate of the fine-tuning")
@@ -142,11 +144,16 @@ class _Bench:
             criterion=config.criterion,
             repair="least_squares",
             calibration_samples=config.calibration_samples,
+            repair_samples=config.repair_samples,
+            precision=config.precision,
             reward_samples=rewarded,
         )
         assert isinstance(self.task.evaluate, CandidateEvaluator)
         self.evaluate = self.task.evaluate
-        self.parts = _parts(self.dense, self.evaluate.measure.batches, config.sizes)  # type: ignore[attr-defined]
+        self.parts = [
+            replace(part, inference=self.evaluate.inference)
+            for part in _parts(self.dense, self.evaluate.measure.batches, config.sizes)  # type: ignore[attr-defined]
+        ]
         self.plans = draw(self.task, config)
 
     def plan(self, number: int) -> dict[str, Any]:
@@ -170,9 +177,9 @@ class _Bench:
     def _rewards(self, kept: tuple[int, ...], repair: Any) -> list[dict[str, float]]:
         """What every number of samples measures, and the processor seconds it costs."""
         evaluate = replace(self.evaluate, repair=repair)
-        evaluate.build(kept)  # solves the levels that no plan before asked for
+        evaluate.candidate(kept)  # solves the levels that no plan before asked for
         start = time.process_time()
-        model = evaluate.build(kept)
+        model = evaluate.candidate(kept)
         seconds, total, samples, rows = time.process_time() - start, np.zeros(3), 0, []
         for part in self.parts:
             start = time.process_time()

@@ -418,3 +418,9 @@ def test_a_measured_plan_is_repaired_on_few_samples_a_kept_one_on_all(
 def test_bad_measurement_options_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         PruningTask.from_model(toy_model("residual"), loader("residual"), **{**OPTIONS, **options})
+
+
+def test_a_loader_that_is_too_short_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    PruningTask.from_model(toy_model("residual"), loader("residual", 4), **OPTIONS)
+    (record,) = caplog.records
+    assert "the loader has 16 samples, 24 were asked for" in record.getMessage()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from prune_env.surgery.criteria import Criterion, criterion_named, require_finit
 from prune_env.surgery.ladder import Ladders
 from prune_env.surgery.obs import score_by_obs
 from prune_env.surgery.repair import Repair, repair_named
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,17 @@ class CandidateEvaluator:
         self.repair.finish(model, self.calibration)
         return model
 
+    def candidate(self, kept: Sequence[int]) -> nn.Module:
+        """The candidate as it is measured, repaired on `quick`; valid until the next call."""
+        start = time.perf_counter()
+        model = self._cut(kept)
+        built = time.perf_counter()
+        with self.inference.precision(model):
+            self.repair.finish(model, self.quick)
+        self.clock.build += built - start
+        self.clock.repair += time.perf_counter() - built
+        return model
+
     def _cut(self, kept: Sequence[int]) -> nn.Module:
         counts = {group.name: k for group, k in zip(self.groups, kept, strict=True)}
         overlay = self.repair.overlay(self.ladders, counts)
@@ -152,16 +166,10 @@ class CandidateEvaluator:
         return self.candidates.build(units, overlay)
 
     def _measure(self, kept: tuple[int, ...], hopeless: Hopeless | None) -> Metrics:
+        model = self.candidate(kept)
         start = time.perf_counter()
-        model = self._cut(kept)
-        built = time.perf_counter()
-        with self.inference.precision(model):
-            self.repair.finish(model, self.quick)
-        repaired = time.perf_counter()
         metrics = self.measure(model, hopeless)
-        self.clock.build += built - start
-        self.clock.repair += repaired - built
-        self.clock.measure += time.perf_counter() - repaired
+        self.clock.measure += time.perf_counter() - start
         self.clock.calls += 1
         return metrics
 
@@ -271,6 +279,13 @@ def _split(
     """Calibration batches, then reward batches; a loader too short for both serves both."""
     wanted = options.calibration_samples + options.reward_samples
     batches = take_batches(data, wanted)
+    found = sum(map(len, batches))
+    if found < wanted:
+        _log.warning(
+            "the loader has %d samples, %d were asked for (calibration_samples %d and "
+            "reward_samples %d); calibration takes its part first.",
+            found, wanted, options.calibration_samples, options.reward_samples,
+        )  # fmt: skip
     size = options.batch_size or fitting_batch(model, _example(batches[0]))
     batches = [channels_last(batch) for batch in take_batches(batches, None, size)]
     taken, calibration = 0, []
