@@ -11,6 +11,7 @@ import io
 import math
 import random
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
 
 from agents.settings import settings
-from agents.view import make_view
+from agents.view import Account, Walk, Whole, make_view
 from prune_env import Ledger
 from prune_env.mdp.ledger import Exhausted
 from prune_env.storage import write_bytes
@@ -33,13 +34,23 @@ POLICY = "policy.zip"
 CHECKPOINTS = 10
 """Policies saved in the course of a search."""
 
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
-    "ppo": sb3.PPO,
-    "a2c": sb3.A2C,
-    "sac": sb3.SAC,
-    "td3": sb3.TD3,
-    "ddpg": sb3.DDPG,
-    "tqc": sb3_contrib.TQC,
+
+@dataclass(frozen=True)
+class Agent:
+    """An algorithm of SB3, the shape of the task it sees, and its settings."""
+
+    algorithm: type[BaseAlgorithm]
+    view: type[Walk] | type[Whole] = Walk
+
+
+AGENTS: dict[str, Agent] = {
+    "ppo": Agent(sb3.PPO),
+    "a2c": Agent(sb3.A2C),
+    "sac": Agent(sb3.SAC),
+    "td3": Agent(sb3.TD3),
+    "ddpg": Agent(sb3.DDPG),
+    "tqc": Agent(sb3_contrib.TQC),
+    "ppo_plan": Agent(sb3.PPO, Whole),
 }
 
 
@@ -49,20 +60,21 @@ def learn(name: str, ledger: Ledger, seed: int) -> None:
     With a folder, the policy is written to `policy.zip` there, ten times on the way and at the
     end. The random states of the process are left as they were.
     """
-    view, env = make_view(ledger, reserve=1)
-    length = ledger.task.length
-    chosen = settings(name, length, ledger.limit)
+    account, agent_kind = Account(ledger, reserve=1), AGENTS[name]
+    env = make_view(agent_kind.view, account)
+    steps = ledger.task.length if agent_kind.view is Walk else 1
+    chosen = settings(name, ledger.task.length, ledger.limit)
     with private_randomness():
-        agent = ALGORITHMS[name]("MlpPolicy", env, seed=seed, device="cpu", **chosen)  # type: ignore[call-arg]
+        agent = agent_kind.algorithm("MlpPolicy", env, seed=seed, device="cpu", **chosen)  # type: ignore[call-arg]
         agent.set_logger(Logger(None, [_Figures(ledger)]))
         with contextlib.suppress(Exhausted):  # the last rollout may not fit
             # Plans given up early leave more to spend than one round of learning foresees.
-            while (episodes := math.ceil(ledger.left - view.reserve)) > 0:
+            while (episodes := math.ceil(account.left)) > 0:
                 agent.learn(
-                    length * episodes, callback=_Checkpoints(ledger), log_interval=1,
+                    steps * episodes, callback=_Checkpoints(ledger), log_interval=1,
                     reset_num_timesteps=False,
                 )  # fmt: skip
-        view.reserve = 0
+        account.reserve = 0
         _save(agent, ledger)
         walk(agent, env)
 
@@ -136,3 +148,4 @@ sac = partial(learn, "sac")
 td3 = partial(learn, "td3")
 ddpg = partial(learn, "ddpg")
 tqc = partial(learn, "tqc")
+ppo_plan = partial(learn, "ppo_plan")

@@ -30,6 +30,7 @@ SEARCHERS: dict[str, str] = {
     "random": "agents.baselines:random",
     "global": "agents.baselines:global_threshold",
     "ppo": "agents.sb3:ppo",
+    "ppo_plan": "agents.sb3:ppo_plan",
     "a2c": "agents.sb3:a2c",
     "sac": "agents.sb3:sac",
     "td3": "agents.sb3:td3",

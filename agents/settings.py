@@ -34,6 +34,20 @@ def ppo(length: int, evaluations: int) -> Settings:
     }  # fmt: skip
 
 
+def ppo_plan(length: int, evaluations: int) -> Settings:
+    """All groups in one action: a bandit, whose policy is little more than a mean per group.
+
+    Steps are small against the number of groups, so that a plan stays near the ones measured; the
+    rate is high, since a mean has to move by a few tenths within a few dozen updates.
+    """
+    episodes = _episodes(evaluations)
+    return {
+        "gamma": 1.0, "gae_lambda": 1.0, "n_steps": episodes, "batch_size": episodes,
+        "n_epochs": 10, "learning_rate": LinearSchedule(1e-2, 2e-3, 1.0), "ent_coef": 0.0,
+        "policy_kwargs": {"log_std_init": -1.2, "net_arch": []},
+    }  # fmt: skip
+
+
 def a2c(length: int, evaluations: int) -> Settings:
     """One gradient step per update: fewer episodes each, a larger rate, and Adam.
 
@@ -69,7 +83,7 @@ def td3(length: int, evaluations: int) -> Settings:
 
 
 SETTINGS: dict[str, Callable[[int, int], Settings]] = {
-    "ppo": ppo, "a2c": a2c, "sac": sac, "td3": td3, "ddpg": td3, "tqc": tqc,
+    "ppo": ppo, "ppo_plan": ppo_plan, "a2c": a2c, "sac": sac, "td3": td3, "ddpg": td3, "tqc": tqc,
 }  # fmt: skip
 
 

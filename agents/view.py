@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 
 from prune_env import Ledger, PruneEnv, PruningTask
-from prune_env.mdp.env import CenteredAction
+from prune_env.mdp.env import CenteredAction, PlanEnv
 from prune_env.mdp.ledger import Exhausted
 from prune_env.mdp.rewards import Outcome
-from prune_env.mdp.task import State
+from prune_env.mdp.task import Kept, State
 
 Array = NDArray[np.float32]
 LIMIT = 5.0
@@ -31,31 +31,51 @@ LEAST_SPREAD = 0.02
 """Features that vary by less are not blown up."""
 
 
-class View(PruneEnv):
-    """`PruneEnv` with every finished plan charged to `ledger`; the first charge is uniform's.
+class Account:
+    """What measuring costs an agent, and what a reward is worth to it; uniform is charged first.
 
     Attributes:
+        task: the task.
         reserve: evaluations that are not to be spent yet.
     """
 
     def __init__(self, ledger: Ledger, reserve: int) -> None:
-        super().__init__(ledger.task)
-        self.reserve, self._ledger = reserve, ledger
-        self._mean_F, self._spread_F = _statistics(ledger.task)
-        shape = self._mean_F.shape
-        self.observation_space = Box(-LIMIT, LIMIT, shape, np.float32)
+        self.task, self.reserve, self._ledger = ledger.task, reserve, ledger
         uniform = ledger.measure(ledger.task.decode([0.0] * ledger.task.length))
         self._origin, self._unit = uniform.reward, reward_unit(ledger.task, uniform)
 
-    def measure(self, kept: tuple[int, ...]) -> Outcome:
+    @property
+    def left(self) -> float:
+        """Evaluations that may be spent now."""
+        return self._ledger.left - self.reserve
+
+    def measure(self, kept: Kept) -> Outcome:
         """One charged evaluation.
 
         Raises:
             Exhausted: nothing but the reserve is left.
         """
-        if self._ledger.left <= self.reserve:
+        if self.left <= 0:
             raise Exhausted
         return self._ledger.measure(kept)
+
+    def worth(self, reward: float) -> float:
+        """A reward counted from uniform's, compressed."""
+        return math.asinh((reward - self._origin) / self._unit)
+
+
+class Walk(PruneEnv):
+    """`PruneEnv` with every finished plan charged, and standardised observations."""
+
+    def __init__(self, account: Account) -> None:
+        super().__init__(account.task)
+        self._account = account
+        self._mean_F, self._spread_F = _statistics(account.task)
+        self.observation_space = Box(-LIMIT, LIMIT, self._mean_F.shape, np.float32)
+
+    def measure(self, kept: Kept) -> Outcome:
+        """One charged evaluation."""
+        return self._account.measure(kept)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -67,19 +87,34 @@ class View(PruneEnv):
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Decide the next group."""
         observation, reward, done, cut, info = super().step(action)
-        if done:
-            reward = math.asinh((reward - self._origin) / self._unit)
-        return self._standardised(observation), reward, done, cut, info
+        paid = self._account.worth(reward) if done else reward
+        return self._standardised(observation), paid, done, cut, info
 
     def _standardised(self, observation: Array) -> Array:
         scaled = (observation - self._mean_F) / self._spread_F
         return np.clip(scaled, -LIMIT, LIMIT).astype(np.float32)
 
 
-def make_view(ledger: Ledger, reserve: int) -> tuple[View, Monitor]:
-    """The view of a ledger's task and its wrapped form, which is what SB3 gets."""
-    view = View(ledger, reserve)
-    return view, Monitor(CenteredAction(view, ledger.task.uniform_sparsity))
+class Whole(PlanEnv):
+    """`PlanEnv` with every plan charged."""
+
+    def __init__(self, account: Account) -> None:
+        super().__init__(account.task)
+        self._account = account
+
+    def measure(self, kept: Kept) -> Outcome:
+        """One charged evaluation."""
+        return self._account.measure(kept)
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Decide everything."""
+        observation, reward, done, cut, info = super().step(action)
+        return observation, self._account.worth(reward), done, cut, info
+
+
+def make_view(view: type[Walk] | type[Whole], account: Account) -> Monitor:
+    """A view of an account's task in the wrapped form that SB3 gets."""
+    return Monitor(CenteredAction(view(account), account.task.uniform_sparsity))
 
 
 def reward_unit(task: PruningTask, uniform: Outcome) -> float:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from agents.search import SEARCHERS, run_search, searcher_named
 from agents.settings import SETTINGS, settings
-from agents.view import make_view, reward_unit
+from agents.view import Account, Walk, Whole, make_view, reward_unit
 from prune_env import Ledger, PruningTask
 from prune_env.errors import ConfigError, RunError
 from prune_env.mdp.rewards import Outcome
@@ -119,17 +119,19 @@ def test_an_untrained_policy_is_about_uniform(name: str) -> None:
 def test_settings_follow_from_length_and_evaluations(length: int, evaluations: int) -> None:
     for name in AGENTS:
         chosen = settings(name, length, evaluations)
+        steps = 1 if name == "ppo_plan" else length
         assert chosen["gamma"] == 1.0
-        assert chosen["n_steps"] % length == 0
+        assert chosen["n_steps"] % steps == 0
         if "train_freq" in chosen:  # off-policy
             assert chosen["learning_starts"] <= max(length, length * evaluations / 10)
             assert chosen["buffer_size"] >= length * evaluations
             assert chosen["train_freq"][1] == "episode"
         elif evaluations >= 24:
-            assert evaluations * length >= 12 * chosen["n_steps"], "too few updates"
-    ppo = settings("ppo", length, evaluations)
-    assert ppo["n_steps"] % ppo["batch_size"] == 0
-    assert ppo["batch_size"] > 1
+            assert evaluations * steps >= 12 * chosen["n_steps"], "too few updates"
+    for name in ("ppo", "ppo_plan"):
+        ppo = settings(name, length, evaluations)
+        assert ppo["n_steps"] % ppo["batch_size"] == 0
+        assert ppo["batch_size"] > 1
 
 
 # --- what an agent sees ------------------------------------------------------------------------
@@ -138,7 +140,7 @@ def test_settings_follow_from_length_and_evaluations(length: int, evaluations: i
 def test_the_view_pays_the_same_order_of_plans_and_standardises() -> None:
     task = toy_task(target=0.35, leftover="leave", budget=0.9)
     ledger = Ledger(task, 20)
-    view, env = make_view(ledger, reserve=0)
+    env = make_view(Walk, Account(ledger, reserve=0))
     paid, true = [], []
     for action in np.linspace(-1, 1, 9):
         observation, _ = env.reset()
@@ -151,7 +153,23 @@ def test_the_view_pays_the_same_order_of_plans_and_standardises() -> None:
         true.append(ledger.history[-1].reward)
     assert len(set(paid)) > 3
     assert np.argsort(paid, kind="stable").tolist() == np.argsort(true, kind="stable").tolist()
-    assert view.plan.kept == task.plan(ledger.history[-1].kept).kept
+    assert env.unwrapped.plan.kept == task.plan(ledger.history[-1].kept).kept
+
+
+def test_the_whole_plan_is_paid_in_the_same_order() -> None:
+    task = toy_task(target=0.35, leftover="leave", budget=0.9)
+    ledger = Ledger(task, 20)
+    env = make_view(Whole, Account(ledger, reserve=0))
+    paid = []
+    for number in range(9):
+        env.reset()
+        action = np.random.default_rng(number).uniform(-1, 1, 4).astype(np.float32)
+        _, reward, done, _, _ = env.step(action)
+        assert done
+        paid.append(reward)
+    true = [outcome.reward for outcome in ledger.history[1:]]
+    assert len(set(paid)) > 2
+    assert np.argsort(paid, kind="stable").tolist() == np.argsort(true, kind="stable").tolist()
 
 
 def test_the_unit_of_reward_never_cancels() -> None:
@@ -241,7 +259,8 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_policies_are_kept_on_the_way_and_the_last_one_gives_the_last_plan(tmp_path: Path) -> None:
-    from agents.sb3 import ALGORITHMS, walk
+    from agents.sb3 import AGENTS as KINDS
+    from agents.sb3 import walk
 
     task, seen = toy_task(budget=0.6), []
 
@@ -251,8 +270,8 @@ def test_policies_are_kept_on_the_way_and_the_last_one_gives_the_last_plan(tmp_p
     result = run_search(task, "ppo", 12, 0, tmp_path, on_outcome=listen)
     assert seen[0] is False
     assert seen[6] is True
-    _, env = make_view(Ledger(task, 2), reserve=0)
-    ledger = env.unwrapped._ledger  # type: ignore[attr-defined]
-    walk(ALGORITHMS["ppo"].load(tmp_path / "policy.zip", device="cpu"), env)
+    ledger = Ledger(task, 2)
+    env = make_view(Walk, Account(ledger, reserve=0))
+    walk(KINDS["ppo"].algorithm.load(tmp_path / "policy.zip", device="cpu"), env)
     assert ledger.history[-1].kept == result.history[-1].kept
     assert json.loads((tmp_path / "search.json").read_text())["seconds"] > 0

@@ -19,7 +19,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import prune_env
 from prune_env.errors import ConfigError, PruneEnvError
-from prune_env.mdp.env import CenteredAction, PruneEnv
+from prune_env.mdp.env import CenteredAction, PlanEnv, PruneEnv
 from prune_env.mdp.registry import TASKS, make_task, register_task
 from prune_env.mdp.task import FEATURES, PruningTask
 from prune_env.testing import toy_inputs, toy_model, toy_task
@@ -208,7 +208,7 @@ def test_actions_outside_the_box_are_clipped(asked: float) -> None:
 def test_actions_that_are_no_number_are_refused(value: float) -> None:
     env = PruneEnv(toy_task())
     env.reset()
-    with pytest.raises(PruneEnvError, match=f"the action is {value}"):
+    with pytest.raises(PruneEnvError, match=rf"the action is \[{value}\]"):
         env.step(action(value))
     env.step(action(0.5))  # nothing was lost
 
@@ -304,3 +304,33 @@ def test_a_factory_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert make_task("mine").length == 2
     with pytest.raises(ConfigError, match="registered already"):
         register_task("mine", toy_task)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_one_step_environment_decodes_and_measures_the_same_task(seed: int) -> None:
+    task = real_task(budget=0.7)
+    env = PlanEnv(task)
+    asked = np.random.default_rng(seed).random(task.length).astype(np.float32)
+    observation, _ = env.reset(seed=seed)
+    assert observation.tolist() == pytest.approx([0.7])
+    _, reward, done, truncated, info = env.step(asked)
+    outcome = task.outcome(task.decode(asked.tolist()))
+    assert (reward, done, truncated) == (outcome.reward, True, False)
+    assert set(info) == TERMINAL
+    assert env.plan.kept == task.plan(outcome.kept).kept
+    assert [1 - k / g.units for k, g in zip(outcome.kept, task.groups, strict=True)] == info[
+        "taken"
+    ]
+    with pytest.raises(PruneEnvError, match="Call reset"):
+        env.step(asked)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [([0.5], "holds 1 values; 4 are expected"), ([0.1, float("nan"), 0.2, 0.3], "nan")],
+)
+def test_the_one_step_environment_refuses_malformed_actions(values: list[float], says: str) -> None:
+    env = PlanEnv(toy_task())
+    env.reset()
+    with pytest.raises(PruneEnvError, match=says):
+        env.step(np.array(values, np.float32))
