@@ -50,26 +50,26 @@ def short(name: str) -> str:
     return f" {name}" if name.startswith("_") else name  # matplotlib hides labels like "_x"
 
 
-def limit(axes: Axes, dots: Sequence[Any], levels: Sequence[float]) -> int:
+def limit(axes: Axes, dots: Sequence[Any], levels: Sequence[float], sign: int = 1) -> int:
     """Frame what matters vertically: a few very bad plans must not flatten all the others.
 
     All of `levels` (what each searcher ended with) are inside, and nine tenths of the dots.
-    Returns how many dots lie below the frame.
+    More is better for `sign` 1, less for -1. Returns how many dots lie beyond the bad end.
     """
-    loose, fixed = _finite(dots), _finite([levels])
+    loose, fixed = sign * _finite(dots), sign * _finite([levels])
     if not len(loose) + len(fixed):
         return 0
     low = min([*fixed, *([np.quantile(loose, 0.1)] if len(loose) else [])])
     high = max([*fixed, *loose])
     room = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
-    axes.set_ylim(low - room, high + room)
+    axes.set_ylim(*sorted((sign * (low - room), sign * (high + room))))
     return int((loose < low - room).sum())
 
 
-def note_hidden(axes: Axes, count: int) -> None:
+def note_hidden(axes: Axes, count: int, where: str = "lower") -> None:
     """Say in the corner how many dots the frame leaves out."""
     if count:
-        text = f"{count} {'lies' if count == 1 else 'lie'} lower"
+        text = f"{count} {'lies' if count == 1 else 'lie'} {where}"
         axes.annotate(text, (0.995, 0.02), xycoords="axes fraction", ha="right", **NOTE)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from experiments.figures import comparison_figure
 from experiments.formats import cost_name, percent
 from experiments.page import Block, Code, Fold, Heading, Picture, Table, Text, write_page
+from experiments.quality import yardstick_of
 from experiments.summaries import RESAMPLES, Summary, summary_table
 from experiments.tables import settings_table
 from prune_env.storage import write_text
@@ -32,13 +33,16 @@ def write_comparison(results: Results, folder: Path) -> tuple[Path, str]:
 
 
 def _table(results: Results) -> Table:
-    return summary_table([Summary.from_dict(entry) for entry in results["searchers"]])
+    return summary_table(
+        [Summary.from_dict(entry) for entry in results["searchers"]], yardstick_of(results)
+    )
 
 
 def _blocks(results: Results, table: Table) -> list[Block]:
     settings, machine = results["settings"], results["machine"]
-    dense = results["dense"]
-    accuracy = f" The dense network has {percent(dense['accuracy'])} on them." if dense else ""
+    dense, yardstick = results["dense"], yardstick_of(results)
+    quality = yardstick.show(dense[yardstick.name]) if dense else ""
+    beside = f" The dense network has {yardstick.name} {quality} on them." if dense else ""
     curves = {
         name: [np.array(run["rewards"]) for run in results["runs"] if run["searcher"] == name]
         for name in dict.fromkeys(run["searcher"] for run in results["runs"])
@@ -57,7 +61,7 @@ def _blocks(results: Results, table: Table) -> list[Block]:
         Code(results["command"]),
         Heading("Best plan of each search"),
         table,
-        Text("Measured on the reward samples (training images), before fine-tuning." + accuracy),
+        Text("Measured on the reward samples (training data), before fine-tuning." + beside),
         Text(
             "Mean ± standard deviation over seeds; below, the interquartile mean (IQM) and its "
             f"95 % bootstrap interval ({RESAMPLES:,} resamples of the seeds). With fewer than "

@@ -43,6 +43,10 @@ class RunConfig:
 
     budget: float = option(0.5, "largest fraction of the dense cost that may remain, in (0, 1]")
     on: str = option("macs", "cost that the budget limits: macs, params or bytes")
+    units: str = option(
+        "structured",
+        "what may go: structured, sublayers, unstructured, per_row, 2:4, block:16, joined by +",
+    )
     searcher: str = option("ppo", "searcher that looks for the plan, see agents/")
     baselines: tuple[str, ...] = option(
         ("uniform", "global", "random"), "searchers shown beside it, comma separated"

@@ -12,8 +12,10 @@ from typing import Any, Protocol
 import torch
 
 from experiments.models import MODELS, build_model
+from experiments.presets import open_named
+from experiments.project import Project
 from experiments.zoo import ZOO, Example
-from prune_env import CostModel, find_groups, format_groups, make_task
+from prune_env import CostModel, find_groups, format_groups
 from prune_env.errors import ConfigError
 from prune_env.measure.table import prunable_share
 from prune_env.structure.groups import PrunableGroup
@@ -102,7 +104,8 @@ def _built(name: str, classes: int) -> Example:
 
 def _of_task(name: str) -> Found:
     start = time.perf_counter()
-    task = make_task(name)
+    opened = open_named(name)
+    task = opened.task if isinstance(opened, Project) else opened
     seconds = time.perf_counter() - start
     groups = (*task.groups, *task.frozen)
     table = format_groups(groups, task.costs)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import Formatter, MaxNLocator, PercentFormatter, ScalarFormatter
 
 from experiments.canvas import (
     LOOK,
@@ -24,12 +25,18 @@ from experiments.canvas import (
     svg_of,
 )
 from experiments.formats import number
+from experiments.quality import yardstick_of
 from experiments.series import DENSE, style_of
 
 Results = Mapping[str, Any]
 
 LABELS = 40
 """Group names written below an axis at most; with more groups every n-th one is named."""
+TICKS: Mapping[str, Callable[[], Formatter]] = {
+    "accuracy": partial(PercentFormatter, 1),
+    "perplexity": ScalarFormatter,
+}
+"""Figure of quality -> how an axis writes it."""
 
 
 def sparsity_figure(results: Results) -> str:
@@ -90,31 +97,33 @@ def learning_figure(results: Results) -> str:
 
 
 def scatter_figure(results: Results) -> str:
-    """Cost and accuracy of every measured plan on the reward samples; the chosen ones large."""
+    """Cost and quality of every measured plan on the reward samples; the chosen ones large."""
+    yardstick = yardstick_of(results)
     with matplotlib.rc_context(LOOK):
         figure = Figure((WIDTH, 4.2), layout="constrained")
         axes = figure.subplots()
         chosen, dots = [], []
         for row in results["rows"]:
-            style, accuracy = style_of(row["name"]), history(row, "accuracy")
+            style, values = style_of(row["name"]), history(row, yardstick.name)
             cost = history(row, "flops_ratio")
-            axes.scatter(cost, accuracy, 9, style.colour, alpha=0.5, linewidths=0, rasterized=True)
-            dots.append(accuracy)
+            axes.scatter(cost, values, 9, style.colour, alpha=0.5, linewidths=0, rasterized=True)
+            dots.append(values)
         for row in results["rows"]:
-            style, level = style_of(row["name"]), number(row.get("accuracy_reward"))
+            style, level = style_of(row["name"]), number(row.get(yardstick.key("reward")))
             axes.scatter(
                 [number(row.get("macs_ratio"))], [level], 90, style.colour, marker=style.marker,
                 edgecolors="white", linewidths=1.2, label=short(row["name"]), zorder=4,
             )  # fmt: skip
             chosen.append(level)
-        note_hidden(axes, limit(axes, dots, chosen))
+        beyond = "lower" if yardstick.sign > 0 else "higher"
+        note_hidden(axes, limit(axes, dots, chosen, yardstick.sign), beyond)
         if results.get("on") == "macs":
             budget = number(results.get("budget"))
             axes.axvline(budget, color=DENSE.colour, linestyle=":", label="budget")
         axes.xaxis.set_major_formatter(PercentFormatter(1))
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(TICKS[yardstick.name]())
         axes.set_xlabel("MACs left")
-        axes.set_ylabel("accuracy, reward samples")
+        axes.set_ylabel(f"{yardstick.name}, reward samples")
         legend(figure, axes)
         return svg_of(figure)
 

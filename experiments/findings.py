@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from experiments.formats import number, percent, points
+from experiments.formats import number, percent
+from experiments.quality import ACCURACY, Yardstick, binomial_error, yardstick_of
 
 Results = Mapping[str, Any]
 Row = Mapping[str, Any]
 Clear = Callable[[int, int], bool]
+Error = Callable[[float], float]
+"""The standard error of a figure of quality."""
 
 STAGES = {
-    "accuracy_after": "test accuracy after fine-tuning",
-    "accuracy_before": "test accuracy without fine-tuning",
-    "accuracy_reward": "accuracy on the reward samples",
+    "after": "test {} after fine-tuning",
+    "before": "test {} without fine-tuning",
+    "reward": "{} on the reward samples",
 }
-"""Where an accuracy was measured, the most telling first."""
+"""Where a quality was measured, the most telling first."""
 
 
-def stage_of(rows: Sequence[Row]) -> str:
-    """The most telling accuracy that some row has."""
+def stage_of(rows: Sequence[Row], yardstick: Yardstick = ACCURACY) -> str:
+    """The most telling stage whose quality some row has."""
     return next(
-        (key for key in STAGES if any(known(row.get(key)) for row in rows)), "accuracy_reward"
+        (stage for stage in STAGES if any(known(row.get(yardstick.key(stage))) for row in rows)),
+        "reward",
     )
 
 
@@ -34,7 +39,7 @@ def known(value: Any) -> bool:
 
 def standard_error(accuracy: float, samples: int) -> float:
     """Binomial standard error of an accuracy measured on `samples` images."""
-    return math.sqrt(max(0.0, accuracy * (1 - accuracy)) / samples)
+    return binomial_error(accuracy, samples)
 
 
 def leaders(
@@ -55,23 +60,35 @@ def leaders(
     return best if proven and len(best) < len(scored) else set()
 
 
-def accuracy_leaders(rows: Sequence[Row], key: str, samples: int | None) -> set[int]:
-    """The row whose accuracy leads by more than two standard errors of the difference."""
-    values = [number(row.get(key)) for row in rows]
-    return leaders(values, 1, lambda a, b: not within_noise(values[a], values[b], samples))
+def quality_leaders(results: Results, stage: str) -> set[int]:
+    """The row whose quality leads by more than two standard errors of the difference."""
+    yardstick, error = yardstick_of(results), error_of(results)
+    values = [number(row.get(yardstick.key(stage))) for row in results["rows"]]
+    return leaders(values, yardstick.sign, lambda a, b: not hidden(values[a], values[b], error))
+
+
+def error_of(results: Results) -> Error | None:
+    """The standard error of test figures; None where the number of test samples is not known."""
+    samples = results["dense"].get("test_samples")
+    spread = results["dense"].get("test_loss_std", 0.0)
+    if not samples:
+        return None
+    error = yardstick_of(results).error
+    return lambda value: error(value, samples, spread)
+
+
+def hidden(one: float, other: float, error: Error | None) -> bool:
+    """Whether two figures differ by less than two standard errors of a difference.
+
+    Taken as independent, which is cautious: both networks see the same samples. Without an error
+    nothing is known of the noise, so nothing is distinguished.
+    """
+    return error is None or abs(one - other) <= 2 * math.hypot(error(one), error(other))
 
 
 def within_noise(one: float, other: float, samples: int | None) -> bool:
-    """Whether two accuracies differ by less than two standard errors of a difference.
-
-    Taken as independent, which is cautious: both networks see the same images. Without the number
-    of samples nothing is known of the noise, so nothing is distinguished.
-    """
-    if not samples:
-        return True
-    return abs(one - other) <= 2 * math.hypot(
-        standard_error(one, samples), standard_error(other, samples)
-    )
+    """`hidden`, for accuracies measured on `samples` images."""
+    return hidden(one, other, partial(binomial_error, samples=samples) if samples else None)
 
 
 def latency_leaders(rows: Sequence[Row]) -> set[int]:
@@ -86,45 +103,51 @@ def latency_leaders(rows: Sequence[Row]) -> set[int]:
 
 def verdict(results: Results) -> str:
     """One or two sentences: what the agent's plan costs and gives, beside the best baseline."""
-    rows = results["rows"]
-    key = stage_of(rows)
-    agent = best_row([row for row in rows if row.get("kind") == "agent"], key)
-    rival = best_row([row for row in rows if row.get("kind") != "agent"], key)
+    rows, yardstick = results["rows"], yardstick_of(results)
+    stage = stage_of(rows, yardstick)
+    agent = best_row([row for row in rows if row.get("kind") == "agent"], stage, yardstick)
+    rival = best_row([row for row in rows if row.get("kind") != "agent"], stage, yardstick)
     if agent is None:
         return "No agent's plan was measured."
     left = f"{agent['name']} leaves {percent(agent.get('macs_ratio'))} of the dense MACs"
-    parts = [f"{left} at {percent(agent[key])} {STAGES[key]}{_against_dense(results, agent, key)}."]
+    value = yardstick.show(agent[yardstick.key(stage)])
+    where = STAGES[stage].format(yardstick.name)
+    parts = [f"{left} at {value} {where}{_against_dense(results, agent, stage)}."]
     if rival is not None:
-        parts.append(_comparison(agent, rival, key, _samples(results, key)))
+        parts.append(_comparison(results, agent, rival, stage))
     return " ".join(parts)
 
 
-def best_row(rows: Sequence[Row], key: str) -> Row | None:
-    """The row with the highest value."""
+def best_row(rows: Sequence[Row], stage: str, yardstick: Yardstick = ACCURACY) -> Row | None:
+    """The row with the best quality at a stage."""
+    key = yardstick.key(stage)
     measured = [row for row in rows if known(row.get(key))]
-    return max(measured, key=lambda row: number(row[key]), default=None)
+    return max(measured, key=lambda row: yardstick.sign * number(row[key]), default=None)
 
 
-def _against_dense(results: Results, row: Row, key: str) -> str:
-    dense = results["dense"].get("accuracy_test")
-    if key == "accuracy_reward" or not known(dense):
+def _against_dense(results: Results, row: Row, stage: str) -> str:
+    yardstick = yardstick_of(results)
+    dense = results["dense"].get(yardstick.key("test"))
+    if stage == "reward" or not known(dense):
         return ""
-    return f" ({points(row[key] - dense)} against the dense network's {percent(dense)})"
+    gap = yardstick.gap(row[yardstick.key(stage)] - dense)
+    return f" ({gap} against the dense network's {yardstick.show(dense)})"
 
 
-def _samples(results: Results, key: str) -> int | None:
-    return None if key == "accuracy_reward" else results["dense"].get("test_samples")
-
-
-def _comparison(agent: Row, rival: Row, key: str, samples: int | None) -> str:
-    gap = agent[key] - rival[key]
-    said = f"The best baseline, {rival['name']}, has {percent(rival[key])}"
-    if not samples:
-        return f"{said} ({agent['name']} {points(gap)}); how much of that is noise is not known."
-    if not within_noise(agent[key], rival[key], samples):
-        word = "ahead of" if gap > 0 else "behind"
-        return f"{said}: {agent['name']} is {points(abs(gap), signed=False)} {word} it."
+def _comparison(results: Results, agent: Row, rival: Row, stage: str) -> str:
+    yardstick = yardstick_of(results)
+    mine, best = agent[yardstick.key(stage)], rival[yardstick.key(stage)]
+    error = None if stage == "reward" else error_of(results)
+    gap = yardstick.gap(mine - best)
+    said = f"The best baseline, {rival['name']}, has {yardstick.show(best)}"
+    if error is None:
+        return f"{said} ({agent['name']} {gap}); how much of that is noise is not known."
+    if not hidden(mine, best, error):
+        word = "ahead of" if yardstick.sign * (mine - best) > 0 else "behind"
+        distance = yardstick.gap(abs(mine - best), signed=False)
+        return f"{said}: {agent['name']} is {distance} {word} it."
+    samples = f"{results['dense']['test_samples']:,} test {yardstick.predictions}"
     return (
-        f"{said} ({agent['name']} {points(gap)}): on {samples:,} test images that is within noise, "
-        "so neither is the winner."
+        f"{said} ({agent['name']} {gap}): on {samples} that is within noise, so neither is the "
+        "winner."
     )

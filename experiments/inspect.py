@@ -4,6 +4,7 @@ python -m experiments.inspect                       (every network of experiment
 python -m experiments.inspect --model resnet20,vgg16_bn
 python -m experiments.inspect --task mypackage.mymodule:make_task
 python -m experiments.inspect --zoo                 (of transformers and torchvision, if there)
+python -m experiments.inspect --hf-config mistral   (the price of a config, without weights)
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ class InspectConfig:
     zoo: bool = option(False, "architectures of transformers and torchvision, random weights")
     only: str = option("", "of these, only names that contain this")
     classes: int = option(10, "outputs of the networks")
+    hf_config: str = option(
+        "", "price an architecture of transformers, a config.json or its folder"
+    )
+    length: int = option(2048, "tokens that --hf-config is priced at")
+    dtype: str = option("bfloat16", "of weights, keys and values for --hf-config")
     tables: bool = option(True, "print the table of groups of every network")
 
 
@@ -33,6 +39,8 @@ class InspectConfig:
 def main(argv: Sequence[str]) -> int:
     """Print the tables, one line per network, and one JSON object; 1 if discovery crashed."""
     config = parse(InspectConfig, argv, prog="python -m experiments.inspect")
+    if config.hf_config:
+        return _price(config)
     from experiments.discovery import found_line, inspect_all  # torch comes with it
 
     found = []
@@ -47,6 +55,17 @@ def main(argv: Sequence[str]) -> int:
     settings = {"model": config.model, "task": config.task, "zoo": config.zoo, "only": config.only}
     print(json.dumps({"models": figures, "settings": settings}))
     return int(any(entry.crashed for entry in found))
+
+
+def _price(config: InspectConfig) -> int:
+    from experiments.pricing import price, price_text
+
+    found = price(config.hf_config, length=config.length, dtype=config.dtype)
+    print(price_text(found))
+    print("groups are found by running the network, which needs its weights: --task or find_groups")
+    settings = {"hf_config": config.hf_config, "length": config.length, "dtype": config.dtype}
+    print(json.dumps({"price": found.figures, "settings": settings}))
+    return 0
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from experiments.quality import Yardstick, yardstick_named
 from prune_env import PruningTask
 
 
@@ -27,6 +28,10 @@ class Project:
         val: loader that selects epochs.
         test: loader for the final number.
         factory: makes the dense network with any weights, for loading a saved folder.
+        quality: the figure that networks are compared by; a name in `YARDSTICKS`.
+        recipe: fields of `FinetuneSettings` that suit this network, where the run's config
+            leaves them at their default.
+        note: what a reader of the report should know about the data.
     """
 
     name: str
@@ -36,3 +41,11 @@ class Project:
     val: Iterable[Any]
     test: Iterable[Any]
     factory: Callable[[], nn.Module]
+    quality: str = "accuracy"
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def yardstick(self) -> Yardstick:
+        """The figure of quality."""
+        return yardstick_named(self.quality)

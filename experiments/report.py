@@ -15,9 +15,10 @@ from typing import Any
 
 from experiments.config import main_guard
 from experiments.figures import learning_figure, scatter_figure, sparsity_figure
-from experiments.findings import best_row, stage_of, standard_error, verdict
+from experiments.findings import best_row, error_of, stage_of, verdict
 from experiments.formats import cost_name, percent
 from experiments.page import Block, Code, Fold, Heading, Picture, Text, write_page
+from experiments.quality import yardstick_of
 from experiments.tables import (
     frozen_table,
     groups_table,
@@ -59,8 +60,8 @@ def blocks(results: Results) -> list[Block]:
         Heading("What the searches measured"),
         search_table(results),
         Text(
-            "Measured on the reward samples, before fine-tuning. These are training images: no "
-            "search saw a test image. Bold marks the best; the samples are the same for all."
+            "Measured on the reward samples, before fine-tuning. These are training data: no "
+            "search saw a test sample. Bold marks the best; the samples are the same for all."
         ),
         *_figures(results),
         *_groups(results),
@@ -80,23 +81,26 @@ def _setup(results: Results) -> str:
 
 
 def _remarks(results: Results) -> list[str]:
+    yardstick = yardstick_of(results)
+    name, stage = yardstick.name, stage_of(results["rows"], yardstick)
     remarks = [
-        "Accuracy is that of the test images, before and after fine-tuning. Bold marks the best "
-        "plan of a column; for accuracy and latency only where the lead is larger than the noise. "
+        f"{name.capitalize()} is that of the test {yardstick.predictions}, before and after "
+        "fine-tuning. Bold marks the best plan of a column; "
+        f"for {name} and latency only where the lead is larger than the noise. "
         "Percentages below MACs and parameters are what is left of the dense network, times below "
         "a latency are its quartiles. Evaluations and search time are the price of a plan and are "
         "not ranked."
     ]
-    rows, samples = results["rows"], results["dense"].get("test_samples")
-    best = best_row(rows, stage_of(rows))
-    if samples and best is not None and stage_of(rows) != "accuracy_reward":
-        value = best[stage_of(rows)]
-        error = 100 * standard_error(value, samples)
+    error = error_of(results)
+    best = best_row(results["rows"], stage, yardstick)
+    if error is not None and best is not None and stage != "reward":
+        value = best[yardstick.key(stage)]
+        one, apart = (yardstick.gap(k * error(value), signed=False) for k in (1.0, 2.8))
         remarks.append(
-            f"Accuracy is measured on {samples:,} test images: at {percent(value)} its binomial "
-            f"standard error is {error:.2f} points, so differences below about {2.8 * error:.1f} "
-            "points are not told apart. Each plan was applied and tuned once; what another "
-            "training seed would change comes on top."
+            f"{name.capitalize()} is measured on {results['dense']['test_samples']:,} test "
+            f"{yardstick.predictions}: at {yardstick.show(value)} its standard error is {one}, so "
+            f"differences below about {apart} are not told apart. Each plan was applied and tuned "
+            "once; what another training seed would change comes on top."
         )
     if results.get("note"):
         remarks.append(str(results["note"]))
@@ -121,7 +125,7 @@ def _figures(results: Results) -> list[Block]:
             "Dots: reward of every evaluated plan. Lines: best so far. Dashed: plans made in one "
             "shot.",
         ),
-        Heading("Accuracy against cost"),
+        Heading(f"{yardstick_of(results).name.capitalize()} against cost"),
         Picture(
             "scatter",
             scatter_figure(results),

@@ -46,12 +46,14 @@ def run(config: RunConfig, folder: Path, command: str) -> dict[str, Any]:
 
     from experiments import stages
     from experiments.directory import once
+    from experiments.quality import ACCURACY
     from prune_env import PruningTask
 
     if config.threads:
         torch.set_num_threads(config.threads)
     project = stages.open_project(config, folder)
     task = project if isinstance(project, PruningTask) else project.task
+    yardstick = ACCURACY if isinstance(project, PruningTask) else project.yardstick
     names = [*dict.fromkeys(n for n in config.baselines if n != config.searcher), config.searcher]
     found: dict[str, Any] = {}
     for name in names:
@@ -60,11 +62,11 @@ def run(config: RunConfig, folder: Path, command: str) -> dict[str, Any]:
         if log is not None:
             log.close()
     rows = [
-        stages.row_of(task, result, "agent" if name == config.searcher else "baseline")
+        stages.row_of(task, result, "agent" if name == config.searcher else "baseline", yardstick)
         for name, result in found.items()
     ]
     if isinstance(project, PruningTask):
-        return _results(config, task, {}, rows, command)
+        return _results(config, task, {}, rows, command, "")
     models = {"dense": project.dense}
     for row, (name, result) in zip(rows, found.items(), strict=True):
         tuned = stages.tune(config, project, result, folder / "tune" / name)
@@ -75,8 +77,9 @@ def run(config: RunConfig, folder: Path, command: str) -> dict[str, Any]:
     for row in rows:
         row["latency_ms"] = times[row["name"]]
     dense["latency_ms"] = times["dense"]
-    dense["test_samples"] = sum(len(targets) for _, targets in project.test)
-    results = _results(config, task, dense, rows, command)
+    size = len(stages.latency_batch(project))
+    note = f"latency: batch of {size}, median and quartiles. {project.note}".strip()
+    results = {**_results(config, task, dense, rows, command, note), "quality": project.quality}
     from prune_env.storage import write_text
 
     write_text(folder / "results.json", json.dumps(results, indent=1))
@@ -93,7 +96,12 @@ def _log(config: RunConfig, folder: Path, task: Any, name: str, baselines: dict[
 
 
 def _results(
-    config: RunConfig, task: Any, dense: dict[str, Any], rows: list[dict[str, Any]], command: str
+    config: RunConfig,
+    task: Any,
+    dense: dict[str, Any],
+    rows: list[dict[str, Any]],
+    command: str,
+    note: str,
 ) -> dict[str, Any]:
     from experiments import stages
     from experiments.directory import identity
@@ -118,15 +126,18 @@ def _results(
         "groups": groups,
         "budget": task.budget,
         "on": task.on,
-        "note": f"latency: batch of {stages.LATENCY_BATCH}, median and quartiles",
+        "note": note,
     }
 
 
 def summary(config: RunConfig, results: dict[str, Any]) -> dict[str, Any]:
     """The figures and the settings that made them, for the last line of output."""
-    keys = ("accuracy_before", "accuracy_after", "kl", "macs_ratio", "params_ratio", "evaluations")
+    from experiments.quality import yardstick_of
+
+    key = yardstick_of(results).key
+    keys = (key("before"), key("after"), "kl", "macs_ratio", "params_ratio", "evaluations")
     figures = {row["name"]: {key: row[key] for key in keys} for row in results["rows"]}
-    dense = {"accuracy_test": results["dense"].get("accuracy_test")}
+    dense = {key("test"): results["dense"].get(key("test"))}
     from experiments.directory import identity
 
     return {"dense": dense, **figures, "settings": identity(config)}

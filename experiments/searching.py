@@ -16,10 +16,13 @@ import torch
 from agents.search import SearchResult, run_search, searcher_named
 from experiments.compare_config import CompareConfig
 from experiments.directory import once
+from experiments.presets import open_named
 from experiments.progress import progress
+from experiments.project import Project
+from experiments.quality import ACCURACY, Yardstick
 from experiments.stages import machine
 from experiments.summaries import summarise
-from prune_env import Ledger, PruningTask, make_task
+from prune_env import Ledger, PruningTask
 from prune_env.mdp.rewards import Outcome
 
 Run = Mapping[str, Any]
@@ -50,25 +53,38 @@ def compare(config: CompareConfig, command: str) -> dict[str, Any]:
         searcher_named(name)
     # One thread everywhere: sums in another order would end the journals of other searches.
     torch.set_num_threads(1)
-    task = task_of(config)
+    task, yardstick = task_of(config), yardstick_of_task(config)
     runs = _search_all(config)
     return {
         "title": task.name,
         "command": command,
         "settings": config.settings,
         "machine": machine(),
-        "dense": None if task.dense is None else {"accuracy": task.dense.accuracy},
+        "quality": yardstick.name,
+        "dense": None if task.dense is None else {yardstick.name: yardstick.of(task.dense)},
         "groups": task.length,
-        "searchers": [summary.to_dict() for summary in summarise(runs)],
+        "searchers": [summary.to_dict() for summary in summarise(runs, yardstick)],
         "runs": runs,
     }
 
 
 @lru_cache(maxsize=1)
-def task_of(config: CompareConfig) -> PruningTask:
-    """The task of a comparison, made once in every process."""
+def _opened(config: CompareConfig) -> Project | PruningTask:
+    """What the config names, opened once in every process."""
     names = ("budget", "on", "reward", "criterion")
-    return make_task(config.task, **{name: getattr(config, name) for name in names})
+    return open_named(config.task, **{name: getattr(config, name) for name in names})
+
+
+def task_of(config: CompareConfig) -> PruningTask:
+    """The task of a comparison."""
+    opened = _opened(config)
+    return opened.task if isinstance(opened, Project) else opened
+
+
+def yardstick_of_task(config: CompareConfig) -> Yardstick:
+    """The figure of quality of a comparison."""
+    opened = _opened(config)
+    return opened.yardstick if isinstance(opened, Project) else ACCURACY
 
 
 def _search_all(config: CompareConfig) -> list[Run]:
@@ -139,7 +155,7 @@ def _search(job: Job) -> dict[str, Any]:
 
 
 def _figures(job: Job, result: SearchResult) -> dict[str, Any]:
-    best = result.best
+    best, yardstick = result.best, yardstick_of_task(job.config)
     return {
         "searcher": job.searcher,
         "seed": job.seed,
@@ -147,7 +163,7 @@ def _figures(job: Job, result: SearchResult) -> dict[str, Any]:
         "seconds": result.seconds,
         "reward": best.reward,
         "kl": best.metrics.kl,
-        "accuracy": best.metrics.accuracy,
+        yardstick.name: yardstick.of(best.metrics),
         "macs_ratio": best.flops_ratio,
         "params_ratio": best.params_ratio,
         "kept": list(best.kept),

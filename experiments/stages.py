@@ -21,15 +21,16 @@ from experiments.config import RunConfig
 from experiments.data import CropFlip, load_splits, loader
 from experiments.directory import once
 from experiments.models import build_model, load_weights
+from experiments.presets import open_named
+from experiments.pretrained import is_pretrained, pretrained_project
 from experiments.progress import progress
 from experiments.project import Project
+from experiments.quality import ACCURACY, Yardstick
 from prune_env import PruningTask, finetune, save
-from prune_env.deploy.bundle import METADATA, size_on_disk
-from prune_env.errors import ConfigError
+from prune_env.deploy.bundle import METADATA, distinct, load_weights_into, size_on_disk
 from prune_env.mdp.ledger import Ledger
-from prune_env.mdp.registry import resolve_factory
 from prune_env.mdp.rewards import Outcome
-from prune_env.measure.batches import take_batches
+from prune_env.measure.batches import Batch, take_batches
 from prune_env.measure.costs import CostModel
 from prune_env.measure.latency import measure_latency
 from prune_env.recovery.epoch import accuracy_and_loss
@@ -43,25 +44,20 @@ LATENCY_BATCH = 64
 def task_options(config: RunConfig) -> dict[str, Any]:
     """What a config says about the task, as keywords of `TaskOptions`."""
     names = (
-        "budget", "on", "criterion", "repair", "reward", "reward_samples", "calibration_samples",
-        "repair_samples", "stages", "precision", "ignore", "min_sparsity", "max_sparsity",
-        "multiple_of", "seed",
+        "budget", "on", "units", "criterion", "repair", "reward", "reward_samples",
+        "calibration_samples", "repair_samples", "stages", "precision", "ignore", "min_sparsity",
+        "max_sparsity", "multiple_of", "seed",
     )  # fmt: skip
     return {name: getattr(config, name) for name in names}
 
 
 def open_project(config: RunConfig, folder: Path) -> Project | PruningTask:
     """The network, data and task that the config names; trains the dense network if need be."""
-    if not config.task:
-        return _image_project(config, folder)
-    factory = resolve_factory(config.task)
-    made: Any = factory(**task_options(config))
-    if not isinstance(made, (Project, PruningTask)):
-        raise ConfigError(
-            f"'{config.task}' returned a {type(made).__name__}. Return a PruningTask (search only) "
-            "or an experiments.project.Project (search, fine-tuning, test accuracy)."
-        )
-    return made
+    if config.task:
+        return open_named(config.task, **task_options(config))
+    if is_pretrained(config.model):
+        return pretrained_project(config.model, config.data, **task_options(config))
+    return _image_project(config, folder)
 
 
 def _image_project(config: RunConfig, folder: Path) -> Project:
@@ -126,7 +122,7 @@ def _tuned(
 
         def tell(record: EpochRecord) -> None:
             if record.epoch:
-                bar.step(f"val accuracy {record.val_accuracy:.2%}")
+                bar.step(f"val accuracy {record.val_accuracy:.2%}, loss {record.val_loss:.4f}")
 
         result = finetune(
             model, *loaders, settings=settings, teacher=teacher, checkpoint=checkpoint,
@@ -156,6 +152,19 @@ def search(
         )
 
 
+def tuning_settings(config: RunConfig, project: Project) -> FinetuneSettings:
+    """The config's settings; what it leaves at the default is the project's to say."""
+    chosen = {
+        "epochs": config.finetune_epochs,
+        "learning_rate": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "distill_weight": config.distill_weight,
+        "seed": config.seed,
+    }
+    suited = {k: v for k, v in project.recipe.items() if k not in config.differences}
+    return FinetuneSettings(**{**chosen, **suited})
+
+
 @dataclass(frozen=True, eq=False)
 class Tuned:
     """A pruned network before and after fine-tuning, and what was measured of it."""
@@ -167,13 +176,7 @@ class Tuned:
 def tune(config: RunConfig, project: Project, result: SearchResult, folder: Path) -> Tuned:
     """Apply a plan for good, fine-tune, save the small network, measure it on test."""
     small = project.task.network(result.best.kept)
-    settings = FinetuneSettings(
-        epochs=config.finetune_epochs,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        distill_weight=config.distill_weight,
-        seed=config.seed,
-    )
+    settings, yardstick = tuning_settings(config, project), project.yardstick
 
     def measure() -> dict[str, Any]:
         before = quality(project, small)
@@ -181,21 +184,23 @@ def tune(config: RunConfig, project: Project, result: SearchResult, folder: Path
         label = f"tune {result.plan.notes.get('searcher', '')}"
         tuned = _tuned(label, config, small, loaders, settings, folder, project.dense)
         after = quality(project, tuned) if config.finetune_epochs else None
-        save(folder / "model", tuned, result.plan, {"accuracy_test": after or before})
-        return {"accuracy_before": before, "accuracy_after": after}
+        save(folder / "model", tuned, result.plan, {yardstick.key("test"): after or before})
+        return {yardstick.key("before"): before, yardstick.key("after"): after}
 
     facts = once(folder / "result.json", measure)
     if (folder / "model" / METADATA).exists():
-        small.load_state_dict(load_tensors(folder / "model" / "model.safetensors"))
+        load_weights_into(small, folder / "model")
     return Tuned(small.eval(), {**facts, "file_bytes": size_on_disk(folder / "model")})
 
 
 def quality(project: Project, model: nn.Module) -> float:
-    """Test accuracy: the one use of the test split."""
-    return accuracy_and_loss(model, project.test).accuracy
+    """The project's figure of quality on test: the one use of the test split."""
+    return project.yardstick.of(accuracy_and_loss(model, project.test))
 
 
-def row_of(task: PruningTask, result: SearchResult, kind: str) -> dict[str, Any]:
+def row_of(
+    task: PruningTask, result: SearchResult, kind: str, yardstick: Yardstick = ACCURACY
+) -> dict[str, Any]:
     """What the report says of one search."""
     best, costs = result.best, task.costs(result.best.kept)
     return {
@@ -206,9 +211,9 @@ def row_of(task: PruningTask, result: SearchResult, kind: str) -> dict[str, Any]
         "search_seconds": result.seconds,
         "reward": best.reward,
         "kl": best.metrics.kl,
-        "accuracy_reward": best.metrics.accuracy,
-        "accuracy_before": None,
-        "accuracy_after": None,
+        yardstick.key("reward"): yardstick.of(best.metrics),
+        yardstick.key("before"): None,
+        yardstick.key("after"): None,
         "macs": float(costs[0]),
         "params": float(costs[1]),
         "macs_ratio": best.flops_ratio,
@@ -220,7 +225,7 @@ def row_of(task: PruningTask, result: SearchResult, kind: str) -> dict[str, Any]
         "history": [
             {
                 "reward": outcome.reward,
-                "accuracy": outcome.metrics.accuracy,
+                yardstick.name: yardstick.of(outcome.metrics),
                 "kl": outcome.metrics.kl,
                 "flops_ratio": outcome.flops_ratio,
             }
@@ -230,9 +235,14 @@ def row_of(task: PruningTask, result: SearchResult, kind: str) -> dict[str, Any]
 
 
 def latencies(project: Project, models: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
-    """Milliseconds per batch of `LATENCY_BATCH` test images, all networks in turns."""
-    batch = take_batches(project.test, LATENCY_BATCH, LATENCY_BATCH)[0]
-    return {name: vars(t) for name, t in measure_latency(models, batch.inputs).items()}
+    """Milliseconds per batch of test samples, all networks in turns."""
+    inputs = latency_batch(project).inputs
+    return {name: vars(t) for name, t in measure_latency(models, inputs).items()}
+
+
+def latency_batch(project: Project) -> Batch:
+    """What latency is measured on: at most `LATENCY_BATCH` test samples."""
+    return take_batches(project.test, LATENCY_BATCH, LATENCY_BATCH)[0]
 
 
 def machine() -> dict[str, Any]:
@@ -252,14 +262,19 @@ def dense_facts(project: Project, folder: Path) -> dict[str, Any]:
     costs = CostModel.of(project.dense, example, ()).fixed_M
     path = folder / "dense" / "model.safetensors"
     if not path.exists():
-        save_tensors(path, project.dense.state_dict())
-    return once(
-        folder / "dense" / "result.json",
-        lambda: {
-            "accuracy_test": quality(project, project.dense),
-            "accuracy_val": accuracy_and_loss(project.dense, project.val).accuracy,
+        save_tensors(path, distinct(project.dense))
+
+    def measure() -> dict[str, Any]:
+        test = accuracy_and_loss(project.dense, project.test)
+        val = accuracy_and_loss(project.dense, project.val)
+        return {
+            project.yardstick.key("test"): project.yardstick.of(test),
+            project.yardstick.key("val"): project.yardstick.of(val),
+            "test_samples": test.predictions,
+            "test_loss_std": test.loss_std,
             "macs": float(costs[0]),
             "params": float(costs[1]),
             "file_bytes": path.stat().st_size,
-        },
-    )
+        }
+
+    return once(folder / "dense" / "result.json", measure)

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from experiments.findings import leaders
-from experiments.formats import duration, percent, plain
+from experiments.formats import duration, plain
 from experiments.page import Cell, Table
+from experiments.quality import ACCURACY, Yardstick
 from experiments.series import style_of
 
 RESAMPLES = 10_000
-MEASURES = {"reward": 1, "kl": -1, "accuracy": 1}
-"""Measure -> 1 where more is better, -1 where less is."""
+MEASURES = ("reward", "kl", "quality")
+"""Fields of a `Summary` that are spreads; quality is what the yardstick says."""
 
 Run = Mapping[str, Any]
 
@@ -48,7 +49,7 @@ class Summary:
     seconds: float
     reward: Spread
     kl: Spread
-    accuracy: Spread
+    quality: Spread
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON-able data."""
@@ -78,7 +79,7 @@ def spread_of(values: Sequence[float], seed: int = 0) -> Spread:
     return Spread(float(sample.mean()), std, iqm, float(low), float(high))
 
 
-def summarise(runs: Sequence[Run]) -> list[Summary]:
+def summarise(runs: Sequence[Run], yardstick: Yardstick = ACCURACY) -> list[Summary]:
     """One summary per searcher, in the order they appear."""
     result = []
     for name in dict.fromkeys(run["searcher"] for run in runs):
@@ -91,16 +92,17 @@ def summarise(runs: Sequence[Run]) -> list[Summary]:
                 seconds=float(np.mean([run["seconds"] for run in mine])),
                 reward=spread_of([run["reward"] for run in mine]),
                 kl=spread_of([run["kl"] for run in mine]),
-                accuracy=spread_of([run["accuracy"] for run in mine]),
+                quality=spread_of([run[yardstick.name] for run in mine]),
             )
         )
     return result
 
 
-def summary_table(summaries: Sequence[Summary]) -> Table:
+def summary_table(summaries: Sequence[Summary], yardstick: Yardstick = ACCURACY) -> Table:
     """Mean and deviation, and below them the interquartile mean with its interval."""
-    best = {key: _ahead(summaries, key) for key in MEASURES}
-    shows = {"reward": plain, "kl": plain, "accuracy": percent}
+    signs = {"reward": 1, "kl": -1, "quality": yardstick.sign}
+    best = {key: _ahead(summaries, key, sign) for key, sign in signs.items()}
+    shows = {"reward": plain, "kl": plain, "quality": yardstick.show}
     lines = []
     for k, summary in enumerate(summaries):
         measures = [
@@ -116,13 +118,13 @@ def summary_table(summaries: Sequence[Summary]) -> Table:
                 *measures,
             )
         )
-    columns = ("searcher", "seeds", "evaluations", "time", "reward", "KL, nats", "accuracy")
+    columns = ("searcher", "seeds", "evaluations", "time", "reward", "KL, nats", yardstick.name)
     return Table(columns, tuple(lines))
 
 
-def _ahead(summaries: Sequence[Summary], key: str) -> set[int]:
+def _ahead(summaries: Sequence[Summary], key: str, sign: int) -> set[int]:
     """The searcher whose interval lies wholly on the better side of all others."""
-    sign, spreads = MEASURES[key], [getattr(summary, key) for summary in summaries]
+    spreads = [getattr(summary, key) for summary in summaries]
 
     def clear(best: int, other: int) -> bool:
         a, b = spreads[best], spreads[other]

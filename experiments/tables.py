@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from experiments.findings import accuracy_leaders, known, latency_leaders, leaders, stage_of
+from experiments.findings import known, latency_leaders, leaders, quality_leaders, stage_of
 from experiments.formats import (
     MISSING,
     duration,
     milliseconds,
     percent,
     plain,
-    points,
     scaled,
     setting,
 )
 from experiments.page import Cell, Table
+from experiments.quality import Yardstick, yardstick_of
 from experiments.series import DENSE, style_of
 
 Results = Mapping[str, Any]
@@ -25,8 +25,8 @@ Row = Mapping[str, Any]
 
 COLUMNS = (
     "plan",
-    "accuracy before",
-    "accuracy after",
+    "{} before",
+    "{} after",
     "against dense",
     "MACs",
     "parameters",
@@ -35,15 +35,16 @@ COLUMNS = (
     "evaluations",
     "search time",
 )
+"""Of the main table; braces stand for the figure of quality."""
 
 
 def main_table(results: Results) -> Table:
     """Dense and every plan side by side; columns without any value are left out."""
-    dense, rows = results["dense"], results["rows"]
-    samples = dense.get("test_samples")
+    dense, rows, yardstick = results["dense"], results["rows"], yardstick_of(results)
+    before, after = f"{yardstick.name} before", f"{yardstick.name} after"
     marks = {
-        "accuracy before": accuracy_leaders(rows, "accuracy_before", samples),
-        "accuracy after": accuracy_leaders(rows, "accuracy_after", samples),
+        before: quality_leaders(results, "before"),
+        after: quality_leaders(results, "after"),
         "MACs": leaders([row.get("macs") for row in rows], -1),
         "parameters": leaders([row.get("params") for row in rows], -1),
         "file": leaders([row.get("file_bytes") for row in rows], -1),
@@ -51,24 +52,26 @@ def main_table(results: Results) -> Table:
     }
     first = {
         "plan": Cell("dense", colour=DENSE.colour),
-        "accuracy before": Cell(percent(dense.get("accuracy_test"))),
+        before: Cell(yardstick.show(dense.get(yardstick.key("test")))),
         **_sizes(dense),
     }
-    lines = [_line(row, dense) for row in rows]
+    lines = [_line(row, dense, yardstick) for row in rows]
     for column, best in marks.items():
         for k in best:
             lines[k][column] = replace(lines[k][column], best=True)
-    return _table([*([first] if dense else []), *lines])
+    return _table([*([first] if dense else []), *lines], yardstick)
 
 
-def _line(row: Row, dense: Row) -> dict[str, Cell]:
-    stage = stage_of([row])
-    compared = stage != "accuracy_reward" and known(dense.get("accuracy_test"))
+def _line(row: Row, dense: Row, yardstick: Yardstick) -> dict[str, Cell]:
+    stage = stage_of([row], yardstick)
+    reference = dense.get(yardstick.key("test"))
+    compared = stage != "reward" and known(reference)
+    gap = row[yardstick.key(stage)] - reference if compared else None
     return {
         "plan": _name(row),
-        "accuracy before": Cell(percent(row.get("accuracy_before"))),
-        "accuracy after": Cell(percent(row.get("accuracy_after"))),
-        "against dense": Cell(points(row[stage] - dense["accuracy_test"] if compared else None)),
+        f"{yardstick.name} before": Cell(yardstick.show(row.get(yardstick.key("before")))),
+        f"{yardstick.name} after": Cell(yardstick.show(row.get(yardstick.key("after")))),
+        "against dense": Cell(yardstick.gap(gap)),
         **_sizes(row),
         "evaluations": Cell(f"{row['evaluations']:,}"),
         "search time": Cell(duration(row.get("search_seconds"))),
@@ -90,9 +93,9 @@ def _share(ratio: Any) -> str:
     return "" if ratio is None else percent(ratio, 1)
 
 
-def _table(lines: list[dict[str, Cell]]) -> Table:
-    blank = Cell(MISSING)
-    used = [c for c in COLUMNS if any(line.get(c, blank).text != MISSING for line in lines)]
+def _table(lines: list[dict[str, Cell]], yardstick: Yardstick) -> Table:
+    blank, columns = Cell(MISSING), [column.format(yardstick.name) for column in COLUMNS]
+    used = [c for c in columns if any(line.get(c, blank).text != MISSING for line in lines)]
     return Table(tuple(used), tuple(tuple(line.get(c, blank) for c in used) for line in lines))
 
 
@@ -102,7 +105,7 @@ def _name(row: Row) -> Cell:
 
 def search_table(results: Results) -> Table:
     """What every search found on its own samples."""
-    rows = results["rows"]
+    rows, yardstick = results["rows"], yardstick_of(results)
     best_reward = leaders([row.get("reward") for row in rows])
     best_kl = leaders([row.get("kl") for row in rows], -1)
     lines = [
@@ -110,13 +113,13 @@ def search_table(results: Results) -> Table:
             _name(row),
             Cell(plain(row.get("reward")), best=k in best_reward),
             Cell(plain(row.get("kl")), best=k in best_kl),
-            Cell(percent(row.get("accuracy_reward"))),
+            Cell(yardstick.show(row.get(yardstick.key("reward")))),
             Cell(f"{row['evaluations']:,}"),
             Cell(setting(row.get("seed"))),
         )
         for k, row in enumerate(rows)
     ]
-    columns = ("plan", "reward", "KL to dense, nats", "accuracy", "evaluations", "seed")
+    columns = ("plan", "reward", "KL to dense, nats", yardstick.name, "evaluations", "seed")
     return Table(columns, tuple(lines))
 
 

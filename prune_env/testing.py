@@ -289,7 +289,8 @@ def _toy_costs(groups: Sequence[PrunableGroup], shapes: Sequence[tuple[int, ...]
     builder = CostBuilder(groups)
     for group, shape in zip(groups, shapes, strict=True):
         builder.add(group.axes[0].tensor, shape, (1.0, 1.0, 4.0))
-    return builder.finish(other_macs=1.0)
+    builder.add_product(frozenset(), 1.0)
+    return builder.finish()
 
 
 SearchFunction = Callable[[Ledger, int], None]

@@ -47,9 +47,9 @@ FOUND: dict[str, dict[str, tuple[int, str]]] = {
 """Units and reason per group; the last layer, tied to the output, is in every toy."""
 
 NASTY_FOUND: dict[str, dict[str, tuple[int, str]]] = {
-    "tied_weights": {"up": (12, ""), "embed": (11, "unknown op embedding")},
+    "tied_weights": {"up": (12, ""), "embed:0": (8, ""), "embed:1": (11, OUTPUT)},
     "shared_layer": {"stem.0": (8, ""), "after.0": (6, "")},
-    "attention": {"stem.0": (8, "unknown op _native_multi_head_attention"), "middle.mlp": (8, "")},
+    "attention": {"stem.0": (8, ""), "middle.attend.in_proj": (2, ""), "middle.mlp": (8, "")},
     "recurrent": {"stem": (8, "unknown op")},
     "in_place": {"stem.0": (8, "")},
     "standardised": {"stem.0": (8, "weights computed on the fly")},
@@ -73,14 +73,14 @@ NASTY_FOUND: dict[str, dict[str, tuple[int, str]]] = {
     "depth_multiplier": {"stem.0": (8, "")},
     "depth_divider": {"stem.0": (4, "")},
     "channel_attention": {"middle.mlp.0": (4, "")},
-    "non_local": {"stem.0": (8, ""), "middle.v": (6, "unknown op bmm")},
+    "non_local": {"stem.0": (8, ""), "middle.v": (6, "positions mixed within units")},
     "token_mixer": {"stem.0": (8, "positions mixed within units"), "middle.channels": (8, "")},
     "extra_state": {"stem.0": (8, ""), "middle.conv": (8, "")},
     "multi_scale": {"middle.down": (12, ""), "middle.up": (6, ""), "middle.same": (6, "")},
     "space_to_depth": {"middle.b.0": (6, "")},
     "maxout": {"middle.a": (8, "")},
     "gated": {"middle.a": (6, "")},
-    "gather": {"stem.0": (8, "unknown op index")},
+    "gather": {"stem.0": (8, "taken by a fixed number")},
     "l2_normalised": {"stem.0": (8, "reduced across units")},
     "output_is_input": {},
     "no_parameters": {},

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from prune_env.deploy.configs import model_from_config, save_config
 from prune_env.errors import ModelError, PlanError, RunError
 from prune_env.storage import load_tensors, save_tensors, write_text
 from prune_env.structure.rewrite import tensors_of
@@ -18,6 +19,7 @@ from prune_env.surgery.apply import compact
 from prune_env.surgery.plan import PruningPlan
 
 WEIGHTS, PLAN, METADATA = "model.safetensors", "plan.json", "metadata.json"
+Factory = Callable[[], nn.Module]
 
 
 def save(
@@ -28,7 +30,9 @@ def save(
 ) -> Path:
     """Write a pruned network to `folder`.
 
-    Each file is written atomically, the metadata last: a folder without it is incomplete.
+    Each file is written atomically, the metadata last: a folder without it is incomplete. Tied
+    tensors are written once. A network that carries a config of the transformers library has it
+    saved beside, so that `load` needs no factory.
 
     Args:
         folder: made if missing.
@@ -44,30 +48,33 @@ def save(
         "format": 1,
         "class": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": str(next((p.dtype for p in model.parameters()), torch.float32)),
         "torch": torch.__version__,
         "metadata": dict(metadata or {}),
     }
     described = json.dumps(content, indent=1)
     with contextlib.suppress(OSError):  # what cannot be removed cannot be written: said below
         (folder / METADATA).unlink()
-    save_tensors(folder / WEIGHTS, tensors_of(model))
+    save_tensors(folder / WEIGHTS, distinct(model))
+    save_config(model, folder)
     plan.save(folder / PLAN)
     write_text(folder / METADATA, described)
     return folder
 
 
-def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
+def load(folder: str | Path, factory: Factory | None = None) -> nn.Module:
     """Rebuild the pruned network from its folder.
 
     Args:
         folder: what `save` wrote.
-        factory: makes the *dense* network (any weights); it is cut to the plan's shape.
+        factory: makes the *dense* network (any weights); it is cut to the plan's shape. None:
+            made from the config that `save` left beside the weights of a transformers model.
 
     Returns:
         The small network in eval mode, on the CPU.
 
     Raises:
-        RunError: the folder is missing or incomplete.
+        RunError: the folder is missing or incomplete, or has no config and no factory was given.
         PlanError: the factory makes another network than the plan was made for.
         ModelError: the stored weights do not fit the cut network.
     """
@@ -76,17 +83,56 @@ def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
     if missing:
         raise RunError(f"'{folder}' is not a complete pruned model: {', '.join(missing)} missing.")
     plan = PruningPlan.load(folder / PLAN)
+    dense = factory() if factory else model_from_config(folder, described(folder))
     try:
-        small = compact(factory(), plan)
+        small = compact(dense, plan)
     except PlanError as error:
         raise PlanError(
             f"the factory does not make the dense network of '{folder}': {error}"
         ) from error
+    load_weights_into(small, folder)
+    return small.eval()
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """The metadata of a folder.
+
+    Raises:
+        RunError: they are damaged.
+    """
     try:
-        small.load_state_dict(load_tensors(folder / WEIGHTS))
+        content: dict[str, Any] = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read '{folder / METADATA}': {error}. Save it again.") from error
+    return content
+
+
+def distinct(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of `model`, tied ones under their first name only."""
+    tensors = tensors_of(model)
+    return {name: tensors[name] for name, first in _first_names(tensors).items() if name == first}
+
+
+def load_weights_into(model: nn.Module, folder: str | Path) -> None:
+    """Put the weights that `save` wrote into a network of the same shapes.
+
+    Raises:
+        RunError: there are none.
+        ModelError: they do not fit.
+    """
+    stored = load_tensors(Path(folder) / WEIGHTS)
+    tied = {n: first for n, first in _first_names(tensors_of(model)).items() if n != first}
+    stored |= {name: stored[first] for name, first in tied.items() if first in stored}
+    try:
+        model.load_state_dict(stored)
     except RuntimeError as error:
         raise ModelError(f"the weights in '{folder}' do not fit: {error}") from error
-    return small.eval()
+
+
+def _first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """For every name, the first name of the same tensor."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
 
 
 def size_on_disk(folder: str | Path) -> int:

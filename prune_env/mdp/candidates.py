@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import difflib
 import logging
@@ -16,21 +15,22 @@ from torch import Tensor, nn
 from prune_env.errors import ConfigError, ModelError
 from prune_env.mdp.rewards import Reward
 from prune_env.measure.batches import Batch, channels_last, take_batches
-from prune_env.measure.calibration import Calibration, calibrate
+from prune_env.measure.calibration import calibrate
 from prune_env.measure.costs import CostModel, Metric
 from prune_env.measure.evaluators import ClassifierEvaluator, Evaluator, Hopeless, Metrics
 from prune_env.measure.gradients import loss_gradients
 from prune_env.measure.inference import Inference, fitting_batch
-from prune_env.structure.discover import find_groups
+from prune_env.structure.copies import copied
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import Inputs, map_tensors
 from prune_env.structure.options import PerGroup, constrain
 from prune_env.structure.rewrite import tensors_of
 from prune_env.surgery.apply import Candidates
-from prune_env.surgery.criteria import Criterion, criterion_named, require_finite, score_units
+from prune_env.surgery.criteria import Criterion, require_finite
 from prune_env.surgery.ladder import Ladders
-from prune_env.surgery.obs import score_by_obs
 from prune_env.surgery.repair import Repair, repair_named
+from prune_env.surgery.scorers import Evidence, score_groups
+from prune_env.surgery.units import groups_of
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,9 @@ class TaskOptions:
     Attributes:
         budget: fraction of the dense cost that may remain.
         on: the cost it limits: "macs", "params" or "bytes".
-        criterion: which units go first; a name in `CRITERIA` or a `Criterion`.
+        units: what may be removed: "structured" (all that makes tensors smaller), "sublayers",
+            "unstructured", "2:4", ..., joined by "+"; see `groups_of`.
+        criterion: which units go first; a name in `SCORERS` or a `Criterion`.
         repair: what is done to a candidate before it is measured; a name in `REPAIRS` or a
             function.
         reward: a name in `REWARDS` or a function from `Outcome` to named terms.
@@ -64,6 +66,7 @@ class TaskOptions:
 
     budget: float = 0.5
     on: Metric = "macs"
+    units: str = "structured"
     criterion: str | Criterion = "obs"
     repair: str | Repair = "least_squares+batchnorm"
     reward: str | Reward = "kl"
@@ -205,12 +208,14 @@ def prepare(
     measure = ClassifierEvaluator.of(dense, rewarding, stages=sorted(options.stages))
     inference = Inference.of(dense, rewarding[0].inputs, options.precision)
     example = _example(calibration[0])
-    found = find_groups(dense, example, seed=options.seed) if groups is None else groups
-    bounded = _constrained(found, options)
+    if groups is None:
+        groups = groups_of(options.units, dense, example, seed=options.seed)
+    bounded = _constrained(groups, options)
     live = tuple(group for group in bounded if not group.frozen)
     frozen = tuple(group for group in bounded if group.frozen)
     statistics = calibrate(dense, calibration, live, seed=options.seed)
-    scores = _scores(dense, live, (calibration, statistics), options)
+    evidence = Evidence(statistics, lambda: loss_gradients(dense, calibration), options.seed)
+    scores = score_groups(options.criterion, dense, live, evidence)
     orders = {group.name: group.pattern.order(scores[group.name]) for group in live}
     evaluate = CandidateEvaluator(
         candidates=Candidates(dense, live),
@@ -227,22 +232,6 @@ def prepare(
     return Parts(live, frozen, CostModel.of(dense, example, live), scores, evaluate)
 
 
-def _scores(
-    dense: nn.Module,
-    groups: Sequence[PrunableGroup],
-    data: tuple[Sequence[Batch], Calibration],
-    options: TaskOptions,
-) -> dict[str, Tensor]:
-    """Scores under the chosen criterion: elementwise, or by elimination on the statistics."""
-    batches, statistics = data
-    if options.criterion == "obs":
-        return score_by_obs(dense, groups, statistics)
-    chosen = options.criterion
-    criterion = criterion_named(chosen) if isinstance(chosen, str) else chosen
-    gradients = loss_gradients(dense, batches) if criterion.gradients else None
-    return score_units(dense, groups, criterion, gradients=gradients, seed=options.seed)
-
-
 def _example(batch: Batch) -> Inputs:
     """Two samples; tensors without the batch dimension stay whole."""
     size = len(batch)
@@ -256,7 +245,7 @@ def _example(batch: Batch) -> Inputs:
 
 def _evaluation_copy(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model).eval()
+        return copied(model)
     except Exception as error:
         raise ModelError(f"{type(model).__name__} cannot be copied: {error}.") from error
 

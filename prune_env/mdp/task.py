@@ -146,7 +146,7 @@ class PruningTask:
                 the first samples re-estimate statistics, the next ones pay the reward.
             groups: what `find_groups` returned, when it is at hand.
             name: for logs.
-            options: fields of `TaskOptions`: budget, on, criterion, reward, repair, ignore,
+            options: fields of `TaskOptions`: budget, on, units, criterion, reward, repair, ignore,
                 min_sparsity, max_sparsity, multiple_of, calibration_samples, reward_samples,
                 repair_samples, stages, precision, batch_size, seed.
 

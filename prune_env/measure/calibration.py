@@ -114,7 +114,8 @@ def calibrate(
     """
     if not batches:
         raise DataError("there are no batches to calibrate on. Is the data set empty?")
-    wanted = {axis.tensor for group in groups for axis in group.axes if axis.role == "in"}
+    read = ("in", "weight")
+    wanted = {axis.tensor for group in groups for axis in group.axes if axis.role in read}
     dense = copy.deepcopy(model).eval()
     paths = _readable(dense, wanted)
     norms = norms_behind(copy.deepcopy(dense), paths, take_batches(batches[:1], 2)[0].inputs)
@@ -199,7 +200,7 @@ def _readable(model: nn.Module, wanted: set[str]) -> list[str]:
         ((module, leaf), *others) = places[name]
         if others or leaf != "weight" or not has_columns(module):
             continue
-        width = module.get_parameter("weight")[0].numel()
+        width = len(flattened(module))
         path = name.rpartition(".")[0]
         if width > MAX_COLUMNS:
             warnings.warn(

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prune_env.structure.weights import multiplies_transposed
+
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FORWARDS = {(kind.forward, kind._conv_forward) for kind in _CONVS} | {(nn.Linear.forward, None)}
 
@@ -23,6 +25,8 @@ def has_columns(module: nn.Module) -> bool:
     A subclass with a forward of its own (weight standardisation) does not, nor does a grouped
     convolution, whose columns mean other channels in every group: both are cut without repair.
     """
+    if multiplies_transposed(module):
+        return True
     kind: Any = type(module)
     plain = (kind.forward, getattr(kind, "_conv_forward", None)) in _FORWARDS
     return plain and getattr(module, "groups", 1) == 1
@@ -41,7 +45,7 @@ def columns_of(
         positions: how many to draw without replacement; None takes all.
         generator: of the draw.
     """
-    if isinstance(module, nn.Linear):
+    if not isinstance(module, _CONVS):
         rows_BPC = x.reshape(-1 if x.ndim > 1 else 1, x.shape[1:-1].numel(), x.shape[-1])
         starts_P, taps_K = torch.arange(rows_BPC.shape[1]), torch.zeros(1, dtype=torch.int64)
     else:
@@ -57,7 +61,10 @@ def columns_of(
 
 def flattened(module: nn.Module) -> Tensor:
     """For every column of the flattened weight, its place in what `columns_of` gives, (D,)."""
-    channels, *kernel = module.get_parameter("weight").shape[1:]
+    weight = module.get_parameter("weight")
+    if multiplies_transposed(module):
+        return torch.arange(len(weight))
+    channels, *kernel = weight.shape[1:]
     taps = torch.Size(kernel).numel()
     return torch.arange(taps * channels).reshape(taps, channels).T.reshape(-1)
 

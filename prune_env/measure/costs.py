@@ -10,9 +10,9 @@ Convention: FLOPs = 2 x MACs, batch 1, elementwise ops excluded.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from prune_env.errors import BudgetError
 from prune_env.structure.groups import PrunableGroup
@@ -29,6 +31,7 @@ from prune_env.structure.rewrite import require_tensors, tensors_of
 Metric = Literal["macs", "params", "bytes"]
 METRICS: tuple[Metric, ...] = ("macs", "params", "bytes")
 Floats = NDArray[np.float64]
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,7 @@ class CostModel:
         factors_TF: which factors multiply to the size of each tensor.
         prices_TM: cost of one unit of that product in each metric.
         fixed_M: cost that no group changes, in each metric.
+        masked: whether a group only sets tensors to zero, (G,).
     """
 
     names: tuple[str, ...]
@@ -53,6 +57,7 @@ class CostModel:
     factors_TF: NDArray[np.int64]
     prices_TM: Floats
     fixed_M: Floats
+    masked: NDArray[np.bool_]
 
     @staticmethod
     def of(model: nn.Module, example_inputs: Inputs, groups: Sequence[PrunableGroup]) -> CostModel:
@@ -67,7 +72,8 @@ class CostModel:
             GroupError: a group does not fit the model.
         """
         require_tensors(model, groups)
-        applied, other = _applications(model, example_inputs)
+        counter = _counted(model, example_inputs)
+        batch = batch_size(example_inputs)
         builder = CostBuilder(groups)
         seen: set[int] = set()
         parameters = {id(p) for p in model.parameters()}
@@ -75,15 +81,28 @@ class CostModel:
             if id(tensor) not in seen:
                 seen.add(id(tensor))
                 params = 1.0 if id(tensor) in parameters else 0.0
-                prices = (applied.get(name, 0.0), params, float(tensor.element_size()))
+                positions = counter.applied.get(name, 0.0) / batch
+                prices = (positions, params, float(tensor.element_size()))
                 builder.add(name, tuple(tensor.shape), prices)
-        return builder.finish(other)
+        for names, macs in counter.products.items():
+            builder.add_product(names, macs / batch)
+        for name, macs in counter.parts.items():
+            builder.add_part(name, macs / batch)
+        return builder.finish()
 
     def __call__(self, kept: Sequence[int] | NDArray[np.int64]) -> Floats:
         """Costs of plans: kept (..., G) -> (..., M) in the order of `METRICS`."""
         sizes = self.base_R + np.asarray(kept, dtype=np.float64) @ self.slope_RG.T
         result: Floats = sizes[..., self.factors_TF].prod(axis=-1) @ self.prices_TM + self.fixed_M
         return result
+
+    def effective(self, kept: Sequence[int] | NDArray[np.int64]) -> Floats:
+        """Costs without a format and a kernel that skip zeros: (..., G) -> (..., M).
+
+        Groups that only set tensors to zero (single weights, N:M, blocks) then save nothing; a
+        call counts only what is not zero.
+        """
+        return self(np.where(self.masked, self.units, np.asarray(kept)))
 
     @property
     def dense(self) -> Floats:
@@ -123,37 +142,74 @@ class CostBuilder:
         self.tensors: list[tuple[list[int], Floats]] = []
         self.fixed_M = np.zeros(len(METRICS))
         self.slots: dict[str, dict[tuple[int, ...], list[tuple[int, int, int]]]] = {}
+        self.makers: dict[str, tuple[int, ...]] = {}
+        self.switches: dict[str, list[int]] = {}
         for number, group in enumerate(groups):
             for axis in group.axes:
-                if axis.role != "count":
-                    slot = self.slots.setdefault(axis.tensor, {}).setdefault(axis.dims, [])
-                    slot.append((number, axis.width, math.prod(axis.sizes)))
+                size = math.prod(axis.sizes)
+                if axis.role == "count":
+                    continue
+                if group.units == 1 and axis.width == size:
+                    self.switches.setdefault(axis.tensor, []).append(number)
+                    continue
+                slot = self.slots.setdefault(axis.tensor, {}).setdefault(axis.dims, [])
+                slot.append((number, axis.width, size))
+                if axis.role == "out" and len(axis.dims) == 1 and group.pattern.shrinks:
+                    self.makers[axis.tensor] = axis.dims
 
     def add(self, name: str, shape: tuple[int, ...], prices: tuple[float, ...]) -> None:
         """Note a tensor and what one element of it costs in each metric."""
-        slots = self.slots.get(name)
         rest = float(math.prod(shape))
-        if slots is None:
-            self.fixed_M += rest * np.array(prices)
-            return
-        factors = []
-        for owners in slots.values():
-            size = owners[0][2]
-            row = [float(size), *[0.0] * len(self.groups)]
-            for number, width, _ in owners:
-                row[0] -= self.groups[number].units * width
-                row[1 + number] += width
-            factors.append(self.rows.setdefault(tuple(row), len(self.rows)))
-            rest /= size
-        self.tensors.append((factors, rest * np.array(prices)))
+        factors = [self._switch(number) for number in self.switches.get(name, ())]
+        for owners in self.slots.get(name, {}).values():
+            factors.append(self._factor(owners))
+            rest /= owners[0][2]
+        self._put(factors, rest * np.array(prices))
 
-    def finish(self, other_macs: float) -> CostModel:
-        """The polynomial, with MACs that belong to no tensor (attention scores) as a constant."""
+    def add_product(self, names: frozenset[str], macs: float) -> None:
+        """Note a product of two activations that the tensors `names` made.
+
+        Units pass through such a product as entries of its batch (heads of attention) or not at
+        all, so its MACs are proportional to the rows left in any tensor that makes them.
+        """
+        switches = {number for name in names for number in self.switches.get(name, ())}
+        factors = [self._switch(number) for number in sorted(switches)]
+        for maker in sorted(names & self.makers.keys())[:1]:
+            owners = self.slots[maker][self.makers[maker]]
+            factors.append(self._factor(owners))
+            macs /= owners[0][2]
+        self._put(factors, np.array([macs] + [0.0] * (len(METRICS) - 1)))
+
+    def add_part(self, name: str, macs: float) -> None:
+        """Note that parts of a tensor were multiplied, as many whatever else is in it."""
+        factors = [self._switch(number) for number in self.switches.get(name, ())]
+        self._put(factors, np.array([macs] + [0.0] * (len(METRICS) - 1)))
+
+    def _put(self, factors: list[int], prices: Floats) -> None:
+        if factors:
+            self.tensors.append((factors, prices))
+        else:
+            self.fixed_M += prices
+
+    def _switch(self, number: int) -> int:
+        """Number of the factor that is 1 or 0: whether a group of one unit keeps it."""
+        row = [0.0] * (1 + len(self.groups))
+        row[1 + number] = 1.0
+        return self.rows.setdefault(tuple(row), len(self.rows))
+
+    def _factor(self, owners: Sequence[tuple[int, int, int]]) -> int:
+        """Number of the factor that is the size left along one dim of a tensor."""
+        row = [float(owners[0][2]), *[0.0] * len(self.groups)]
+        for number, width, _ in owners:
+            row[0] -= self.groups[number].units * width
+            row[1 + number] += width
+        return self.rows.setdefault(tuple(row), len(self.rows))
+
+    def finish(self) -> CostModel:
+        """The polynomial."""
         rows = np.array(list(self.rows))
         depth = max((len(factors) for factors, _ in self.tensors), default=1)
         padded = [factors + [0] * (depth - len(factors)) for factors, _ in self.tensors]
-        fixed = self.fixed_M.copy()
-        fixed[0] += other_macs
         return CostModel(
             names=tuple(group.name for group in self.groups),
             units=np.array([group.units for group in self.groups], dtype=np.int64),
@@ -161,22 +217,33 @@ class CostBuilder:
             slope_RG=rows[:, 1:],
             factors_TF=np.array(padded, dtype=np.int64).reshape(len(padded), depth),
             prices_TM=np.array([p for _, p in self.tensors]).reshape(len(padded), len(METRICS)),
-            fixed_M=fixed,
+            fixed_M=self.fixed_M.copy(),
+            masked=np.array([not group.pattern.shrinks for group in self.groups], dtype=bool),
         )
 
 
 class _Counter(TorchDispatchMode):
-    """Counts, for every tensor of the model, at how many positions it is multiplied."""
+    """Counts, for every tensor of the model, at how many positions it is multiplied.
+
+    Attributes:
+        applied: positions by tensor.
+        products: MACs of products without a tensor of the model (attention scores), by the tensors
+            that made the operands.
+        parts: MACs of products with a part of a tensor: the data chooses it (an expert), so the
+            others do not make it cost.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         # Views of a weight (its transpose) share its storage, so the storage names it.
-        self.names = {
-            t.untyped_storage().data_ptr(): name
+        self._tensors = {
+            t.untyped_storage().data_ptr(): (name, t)
             for name, t in reversed(list(tensors_of(model).items()))
         }
         self.applied: dict[str, float] = {}
-        self.other = 0.0
+        self.products: dict[frozenset[str], float] = {}
+        self.parts: dict[str, float] = {}
+        self._made_by: Any = WeakTensorKeyDictionary()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -187,35 +254,59 @@ class _Counter(TorchDispatchMode):
             if out is not NotImplemented:
                 return out
         out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name in ("convolution", "_convolution"):
-            x, weight, transposed = args[0], args[1], args[6]
-            inner = x if transposed else out
-            self._add(weight, inner.numel() / inner.shape[1])
-        elif name in ("mm", "addmm"):
-            x, matrix = args[-2:]
-            self._add(matrix, x.shape[0]) if self._is_weight(matrix) else self._add(
-                x, matrix.shape[1]
-            )
-        elif name in ("bmm", "baddbmm"):
-            x, matrix = args[-2:]
-            self.other += x.numel() * matrix.shape[-1]
+        read = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        makers = self._count(func.overloadpacket.__name__, args, out, self._makers(read))
+        for result in tree_leaves(out):
+            if makers and isinstance(result, Tensor):
+                self._made_by[result] = makers
         return out
 
-    def _is_weight(self, tensor: Tensor) -> bool:
-        return tensor.untyped_storage().data_ptr() in self.names
+    def _makers(self, tensors: Iterable[Tensor]) -> frozenset[str]:
+        return frozenset[str]().union(*(self._made_by.get(t, ()) for t in tensors))
 
-    def _add(self, weight: Tensor, positions: float) -> None:
-        if self._is_weight(weight):
-            name = self.names[weight.untyped_storage().data_ptr()]
-            self.applied[name] = self.applied.get(name, 0.0) + positions
-        else:
-            self.other += weight.numel() * positions
+    def _count(self, name: str, args: Any, out: Any, makers: frozenset[str]) -> frozenset[str]:
+        """Note what one op costs; returns the tensors that made its result."""
+        if name in ("convolution", "_convolution"):
+            inner = args[0] if args[6] else out
+            return self._add(args[1], inner.numel() / inner.shape[1], makers)
+        if name in ("mm", "addmm"):
+            x, matrix = args[-2:]
+            if self._holder(matrix) is None and self._holder(x) is not None:
+                return self._add(x, matrix.shape[1], makers)
+            return self._add(matrix, x.shape[0], makers)
+        if name in ("bmm", "baddbmm"):
+            x, matrix = args[-2:]
+            self._note(self.products, makers, float(x.numel() * matrix.shape[-1]))
+        if name == "_grouped_mm" and (holder := self._holder(args[1])) is not None:
+            # Every row meets the one matrix it was routed to, however many there are.
+            macs = float(args[0].numel() * args[1].shape[-1])
+            self._note(self.parts, holder[0], macs)
+        return makers
+
+    def _holder(self, tensor: Tensor) -> tuple[str, Tensor] | None:
+        """The tensor of the model, and its name, that this is or is a part of."""
+        return self._tensors.get(tensor.untyped_storage().data_ptr())
+
+    def _add(self, weight: Tensor, positions: float, makers: frozenset[str]) -> frozenset[str]:
+        macs, holder = weight.numel() * positions, self._holder(weight)
+        if holder is None:  # computed on the fly
+            self._note(self.products, frozenset[str](), macs)
+            return makers
+        name, whole = holder
+        if weight.numel() < whole.numel():
+            self._note(self.parts, name, macs)
+            return makers
+        self._note(self.applied, name, positions)
+        return frozenset((name,))
+
+    @staticmethod
+    def _note(table: dict[Key, float], key: Key, amount: float) -> None:
+        table[key] = table.get(key, 0.0) + amount
 
 
-def _applications(model: nn.Module, inputs: Inputs) -> tuple[dict[str, float], float]:
-    """Positions per sample each weight is applied at, and MACs that involve no weight."""
-    counter, batch = _Counter(model), batch_size(inputs)
+def _counted(model: nn.Module, inputs: Inputs) -> _Counter:
+    """What one forward pass of a batch costs, attention in its plain form."""
+    counter = _Counter(model)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -223,4 +314,4 @@ def _applications(model: nn.Module, inputs: Inputs) -> tuple[dict[str, float], f
             call_model(model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return {name: n / batch for name, n in counter.applied.items()}, counter.other / batch
+    return counter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,10 +24,19 @@ Loss = Callable[[Tensor, Tensor, Inputs], Tensor]
 
 
 class Quality(NamedTuple):
-    """What a model is worth on some data; accuracy in [0, 1], mean cross-entropy in nats."""
+    """What a model is worth on some data.
+
+    Attributes:
+        accuracy: fraction of predictions that are right, in [0, 1].
+        loss: mean cross-entropy, nats.
+        predictions: how many labelled samples (or tokens) these are means over.
+        loss_std: standard deviation of the cross-entropy of one prediction.
+    """
 
     accuracy: float
     loss: float
+    predictions: int
+    loss_std: float
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,7 @@ def accuracy_and_loss(
     """
     place = place or Place("the loader", 0)
     device = device_of(model)
-    correct, loss, count = 0, 0.0, 0
+    correct, count, loss, square = 0, 0, 0.0, 0.0
     with eval_mode(model), torch.no_grad():
         for step, batch in enumerate(batches(loader, device, place)):
             here = Place(place.name, place.epoch, step)
@@ -140,9 +150,12 @@ def accuracy_and_loss(
                     "weights and inputs; if tuning made them, lower the learning rate."
                 )
             correct += int((logits.argmax(-1) == targets).sum())  # no class is IGNORED
-            loss += float(F.cross_entropy(logits.float(), targets, reduction="sum"))
+            losses = F.cross_entropy(logits.float(), targets, reduction="none").double()
+            loss += float(losses.sum())  # 0 where there is no label
+            square += float(losses.square().sum())
             count += int((targets != IGNORED).sum())
-    return Quality(correct / count, loss / count)
+    mean = loss / count
+    return Quality(correct / count, mean, count, math.sqrt(max(0.0, square / count - mean**2)))
 
 
 def build_loss(settings: FinetuneSettings, teacher: nn.Module | None) -> Loss:

@@ -6,27 +6,28 @@ and every group is then verified by running the network with it cut (verify.py).
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from torch import nn
 
 from prune_env.errors import ModelError
+from prune_env.structure.blocks import expert_groups, with_experts
+from prune_env.structure.copies import copied
+from prune_env.structure.counts import verify_counted
 from prune_env.structure.groups import Axis, PrunableGroup, index_of
 from prune_env.structure.inputs import Inputs
 from prune_env.structure.labels import Ints
 from prune_env.structure.ops import RULES
 from prune_env.structure.rewrite import tensors_of
 from prune_env.structure.trace import Reading, Slot, Trace
-from prune_env.structure.verify import verify
 
 READINGS = tuple(
     Reading(grouped, factored)
     for grouped in ("groups", "positions")
-    for factored in ("outer", "inner")
+    for factored in ("outer", "inner", "middle")
 )
 
 
@@ -48,13 +49,7 @@ def find_groups(
     Raises:
         ModelError: the model does not run on the inputs, or cannot be copied.
     """
-    try:
-        dense = copy.deepcopy(model).eval()
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be copied ({error}). Old-style weight_norm is "
-            "the usual cause: remove it, or use torch.nn.utils.parametrizations."
-        ) from error
+    dense = copied(model)
     best: tuple[PrunableGroup, ...] = ()
     ambiguous: set[str] = set()
     for reading in READINGS:
@@ -62,7 +57,10 @@ def find_groups(
             continue
         trace = _trace(dense, example_inputs, reading)
         ambiguous |= trace.ambiguous
-        groups = verify(dense, example_inputs, groups_of(trace), seed)
+        groups = with_experts(groups_of(trace), expert_groups(dense, trace))
+        if best and _prunable(dense, groups) <= _prunable(dense, best):
+            continue  # verification can only freeze
+        groups = verify_counted(dense, example_inputs, groups, seed)
         if not best or _prunable(dense, groups) > _prunable(dense, best):
             best = groups
     return best
@@ -81,11 +79,13 @@ def _trace(model: nn.Module, inputs: Inputs, reading: Reading) -> Trace:
     return trace
 
 
-def _prunable(model: nn.Module, groups: Iterable[PrunableGroup]) -> int:
-    """Elements of the tensors that some group can shrink: what tells two readings apart."""
+def _prunable(model: nn.Module, groups: Sequence[PrunableGroup]) -> tuple[int, int]:
+    """Elements of the tensors that some group can shrink, then how few groups are frozen: what
+    tells two readings apart."""
     live = [axis for group in groups if not group.frozen for axis in group.axes]
     touched = {axis.tensor for axis in live if axis.role in ("in", "out")}
-    return sum(tensor.numel() for name, tensor in tensors_of(model).items() if name in touched)
+    elements = sum(t.numel() for name, t in tensors_of(model).items() if name in touched)
+    return elements, -sum(bool(group.frozen) for group in groups)
 
 
 def groups_of(trace: Trace) -> tuple[PrunableGroup, ...]:
@@ -145,7 +145,7 @@ def _group(
         reason = "only one unit"
     if not reason and not any(axis.role == "in" for axis in axes):
         reason = "nothing reads it"
-    name = slots[makers[0]].tensor.removesuffix("weight").removesuffix(".") or "model"
+    name = slots[makers[0]].tensor.removesuffix("weight").rstrip("._") or "model"
     return PrunableGroup(name, (len(units),), tuple(axes), frozen=reason)
 
 

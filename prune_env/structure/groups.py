@@ -18,10 +18,11 @@ from torch import Tensor
 from prune_env.errors import GroupError
 from prune_env.structure.patterns import Pattern, TopK
 
-Role = Literal["out", "in", "scale", "shift", "stat", "count"]
+Role = Literal["out", "in", "weight", "scale", "shift", "stat", "count"]
 """What a tensor does with the units on one axis.
 
-`out` rows make their values, `in` columns read them, `scale`, `shift` and `stat` are per-unit
+`out` rows make their values, `in` columns read them, a `weight` is a unit of its own (or part of a
+block of them: dims (outputs, inputs, ...)), `scale`, `shift` and `stat` are per-unit
 vectors (normalisation, bias, running statistics), `count` is no tensor but an integer attribute
 that counts units (`conv.groups`, a number of heads); masks and costs pass over it.
 """

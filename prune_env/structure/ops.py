@@ -36,13 +36,19 @@ def pointwise(trace: Trace, call: Call) -> Tensor | None:
     for tensor in call.tensors:
         if tensor.numel() == 1:
             continue
-        labels = trace.labels(tensor).expand(shape)
+        labels, seen = trace.labels(tensor).expand(shape), _seen_shape(tensor)
         if result is None:
-            result, shape_so_far = labels, tensor.shape
+            result, shape_so_far = labels, seen
             continue
-        result = _meet(trace, (result, shape_so_far), (labels, tensor.shape))
-        shape_so_far = torch.broadcast_shapes(shape_so_far, tensor.shape)
+        result = _meet(trace, (result, shape_so_far), (labels, seen))
+        shape_so_far = torch.broadcast_shapes(shape_so_far, seen)
     return result
+
+
+def _seen_shape(tensor: Tensor) -> torch.Size:
+    """Sizes before any `expand`: an expanded mask is one that is broadcast."""
+    strides = zip(tensor.shape, tensor.stride(), strict=True)
+    return torch.Size(1 if stride == 0 else size for size, stride in strides)
 
 
 def _meet(trace: Trace, a: tuple[Tensor, torch.Size], b: tuple[Tensor, torch.Size]) -> Tensor:
@@ -103,18 +109,22 @@ def same(trace: Trace, call: Call) -> Tensor | None:
 
 
 def view(trace: Trace, call: Call) -> Tensor | None:
-    """Reshapes; a dim of units cut in two factors ties units (see `Reading.factored`)."""
+    """Reshapes; a dim of units cut in factors ties units (see `Reading.factored`)."""
     x = call.args[0]
     labels = trace.labels(x)
     shaped = squash(labels.reshape(call.out.shape))
-    for parts in _cut_dims(tuple(x.shape), tuple(call.out.shape)):
-        moving = [dim for dim in parts if varies(shaped, dim)]
-        if len(moving) > 1:
+    for old, new in _blocks(tuple(x.shape), tuple(call.out.shape)):
+        moving = [dim for dim in new if varies(shaped, dim)]
+        if len(moving) > max(1, sum(varies(labels, dim) for dim in old)):
             trace.ambiguous.add("factored")
-            outer = trace.reading.factored == "outer"
-            for dim in moving[:1] if outer else moving[1:]:
-                shaped = _tied_along(trace, shaped, dim)
+            free = moving[FREE[trace.reading.factored]]
+            for dim in moving:
+                shaped = shaped if dim == free else _tied_along(trace, shaped, dim)
     return shaped
+
+
+FREE = {"outer": -1, "inner": 0, "middle": -2}
+"""Which of the factors of a dim may have another size, by `Reading.factored`."""
 
 
 def _tied_along(trace: Trace, labels: Tensor, dim: int) -> Tensor:
@@ -124,9 +134,9 @@ def _tied_along(trace: Trace, labels: Tensor, dim: int) -> Tensor:
     return squash(first)
 
 
-def _cut_dims(old: tuple[int, ...], new: tuple[int, ...]) -> list[list[int]]:
-    """Lists of new dims that together replace fewer old ones."""
-    cuts, i, j = [], 0, 0
+def _blocks(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[range, range]]:
+    """The shortest runs of old dims and the runs of new dims that take their place."""
+    blocks, i, j = [], 0, 0
     while i < len(old) and j < len(new):
         start_i, start_j, left, right = i, j, old[i], new[j]
         while left != right:
@@ -137,9 +147,8 @@ def _cut_dims(old: tuple[int, ...], new: tuple[int, ...]) -> list[list[int]]:
                 j += 1
                 right *= new[j]
         i, j = i + 1, j + 1
-        if sum(n > 1 for n in new[start_j:j]) > sum(n > 1 for n in old[start_i:i]):
-            cuts.append(list(range(start_j, j)))
-    return cuts
+        blocks.append((range(start_i, i), range(start_j, j)))
+    return blocks
 
 
 def split(trace: Trace, call: Call) -> Tensor | None:
@@ -179,6 +188,8 @@ def slice_(trace: Trace, call: Call) -> Tensor | None:
 def pick(trace: Trace, call: Call) -> Tensor | None:
     """select and unbind: single units taken by number cannot move."""
     x, dim = call.args[0], call.argument("dim", 0) % call.args[0].ndim
+    if x.ndim > 2 and trace.weight(x) is not None and not trace.labelled(x):
+        return trace.give_up(call, "one of several matrices")  # of experts, say: large
     if varies(trace.labels(x), dim):
         trace.book.freeze(trace.labels(x), "taken by a fixed number")
     return move(trace, call)
@@ -228,7 +239,7 @@ def reduce(trace: Trace, call: Call) -> Tensor | None:
     labels = trace.labels(call.args[0])
     dims = _dims(call, labels.ndim)
     if any(varies(labels, dim) for dim in dims):
-        trace.book.freeze(labels, "reduced across units")
+        trace.doom(call, labels, "reduced across units")
         return None
     out = call.out[0] if isinstance(call.out, (list, tuple)) else call.out
     for dim in sorted(dims, reverse=True):
@@ -356,6 +367,66 @@ def matmul(trace: Trace, call: Call) -> Tensor | None:
     return rows_O.expand(call.out.shape)
 
 
+def batched(trace: Trace, call: Call) -> Tensor | None:
+    """bmm(a_NPK, b_NKM): units along N meet their own kind, as heads of attention do."""
+    a, b = (trace.labels(operand) for operand in call.args[-2:])
+    if varies(a, 2) or varies(b, 1):
+        return trace.give_up(call, "contracted across units")
+    if varies(a, 1) or varies(b, 2):
+        return trace.give_up(call, "positions mixed within units")
+    # What no unit owns (relative positions) is as long as N in the code, so it cannot shrink.
+    trace.book.tie(a[:, :1, :1], b[:, :1, :1], "multiplied with values that no unit owns")
+    labels = torch.maximum(a[:, :1, :1], b[:, :1, :1]).expand(call.out.shape)
+    if call.name == "baddbmm" and call.argument("beta", 1) != 0:
+        start = call.args[0]
+        labels = _meet(
+            trace,
+            (labels, labels.shape),
+            (trace.labels(start).expand(labels.shape), _seen_shape(start)),
+        )
+    return labels
+
+
+def embedding(trace: Trace, call: Call) -> Tensor | None:
+    """A table whose rows are looked up: its columns are units."""
+    table, numbers = call.args[:2]
+    weight = trace.weight(table)
+    if weight is None or trace.labelled(table):
+        return unknown(trace, call)
+    trace.book.freeze(trace.labels(numbers), "used as a number of a row")
+    return trace.rows(weight[0], weight[1][1], table.shape[1]).expand(call.out.shape)
+
+
+def index(trace: Trace, call: Call) -> Tensor | None:
+    """x[numbers]: positions may be picked; single units taken by number cannot move."""
+    x, numbers = call.args[:2]
+    labels = trace.labels(x)
+    picked = [dim for dim, number in enumerate(numbers) if number is not None]
+    if trace.labelled(x) and any(varies(labels, dim) for dim in picked):
+        trace.book.freeze(labels, "taken by a fixed number")
+    at_hand = [None if number is None else number.cpu() for number in numbers]
+    return squash(call.func(labels.contiguous(), at_hand))
+
+
+def along(trace: Trace, call: Call) -> Tensor | None:
+    """gather and index_select: positions picked by number within each unit."""
+    x, dim, numbers = call.args[:3]
+    labels = trace.labels(x)
+    if trace.labelled(x) and varies(labels, dim % x.ndim):
+        trace.book.freeze(labels, "taken by a fixed number")
+    return squash(call.func(labels.contiguous(), dim, numbers.cpu()))
+
+
+def choose(trace: Trace, call: Call) -> Tensor | None:
+    """topk along units: noted in `Trace.chosen`, since a router makes what it chooses among."""
+    x, k = call.args[:2]
+    labels, dim = trace.labels(x), call.argument("dim", -1) % x.ndim
+    if varies(labels, dim):
+        line = labels.movedim(dim, -1).reshape(-1, x.shape[dim])[0]
+        trace.chosen.append((line, k))
+    return unknown(trace, call)
+
+
 def linear(trace: Trace, call: Call) -> Tensor | None:
     """aten.linear(x_..I, weight_OI, bias_O), seen where it is not decomposed."""
     x, matrix = call.args[:2]
@@ -432,7 +503,12 @@ RULES: dict[str, Rule] = {
     **_table(group_norm, "native_group_norm group_norm"),
     **_table(convolution, "convolution _convolution"),
     **_table(matmul, "mm addmm"),
+    **_table(batched, "bmm baddbmm"),
     **_table(linear, "linear"),
+    **_table(embedding, "embedding"),
+    **_table(index, "index"),
+    **_table(along, "gather index_select"),
+    **_table(choose, "topk"),
     **_table(pixel_shuffle, "pixel_shuffle"),
     **_table(pixel_unshuffle, "pixel_unshuffle"),
     **_table(gated, "glu"),

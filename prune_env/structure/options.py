@@ -19,7 +19,8 @@ PerGroup: TypeAlias = T | Mapping[str, T]
 
 def layers_of(group: PrunableGroup) -> tuple[str, ...]:
     """Names of the group and of the layers that make its units, in order of execution."""
-    makers = (axis.tensor.rpartition(".")[0] for axis in group.axes if axis.role == "out")
+    roles = ("out", "weight")
+    makers = (axis.tensor.rpartition(".")[0] for axis in group.axes if axis.role in roles)
     return tuple(dict.fromkeys((group.name, *makers)))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prune_env.errors import GroupError
 from prune_env.structure.groups import Axis, PrunableGroup, expand
+from prune_env.structure.skip import switch
 
 Kept = Mapping[str, Tensor]
 """Kept units per group name: flat unit indices, int64, ascending."""
@@ -180,6 +181,7 @@ def assign(
             touched[id(module)] = module
     for module in touched.values():
         refresh(module)
+        switch(module)
 
 
 def _conv(module: Any) -> None:
@@ -203,13 +205,24 @@ def _prelu(module: Any) -> None:
     module.num_parameters = module.weight.numel()
 
 
+def _attention(module: Any) -> None:
+    rows = module.out_proj.weight.shape[1]
+    module.num_heads = rows // module.head_dim
+
+
 ATTRIBUTES: dict[type, Callable[[Any], None]] = {
     nn.modules.conv._ConvNd: _conv,
     nn.Linear: _linear,
     nn.modules.batchnorm._NormBase: _norm,
     nn.PReLU: _prelu,
+    nn.MultiheadAttention: _attention,
 }
 """How the attributes of a module kind follow from its tensors; the most specific entry wins."""
+
+
+def follows(module: nn.Module) -> bool:
+    """Whether `refresh` knows how the attributes of the module follow from its tensors."""
+    return any(kind in ATTRIBUTES for kind in type(module).__mro__)
 
 
 def refresh(module: nn.Module) -> None:

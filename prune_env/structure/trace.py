@@ -15,12 +15,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from prune_env.structure.groups import Role
 from prune_env.structure.inputs import Inputs, call_model
 from prune_env.structure.labels import LabelBook, no_units, squash
+from prune_env.structure.skip import is_cache
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,13 @@ class Reading:
 
     Attributes:
         grouped: a pruned grouped convolution loses whole `groups` or the same `positions` of each.
-        factored: a dim viewed as (a, b) is read by code that fixes its `outer` factor a (channel
-            shuffle: chunks of any width) or its `inner` factor b (pixel shuffle).
+        factored: which factors of a dim viewed as (a, ..., b) the code fixes: `outer` all but the
+            last (channel shuffle: chunks of any width), `inner` all but the first (pixel shuffle),
+            `middle` all but the last but one (queries, keys and values in one tensor).
     """
 
     grouped: Literal["groups", "positions"] = "groups"
-    factored: Literal["outer", "inner"] = "outer"
+    factored: Literal["outer", "inner", "middle"] = "outer"
 
     def differs_in(self, other: Reading) -> set[str]:
         """The kinds of op that the two read differently."""
@@ -84,7 +87,7 @@ class Trace(TorchDispatchMode):
     """Labels of every tensor of one forward pass.
 
     After `run`, `slots` holds every place units live in and `book` their ties; `ambiguous` names
-    the kinds of `Reading` that mattered.
+    the kinds of `Reading` that mattered; `chosen` the labels that a top-k chose among, with its k.
     """
 
     def __init__(self, model: nn.Module, reading: Reading, rules: Mapping[str, Rule]) -> None:
@@ -92,22 +95,28 @@ class Trace(TorchDispatchMode):
         self.book = LabelBook()
         self.slots: dict[tuple[str, int | None], Slot] = {}
         self.ambiguous: set[str] = set()
+        self.chosen: list[tuple[Tensor, int]] = []
         self.reading = reading
         self._rules = rules
         self._names = {id(t): name for name, t in model.named_buffers()}
         self._names |= {id(t): name for name, t in model.named_parameters()}
-        kept = set(model.state_dict(keep_vars=True))
+        # Integer buffers number positions; they hold no values of units.
+        state = model.state_dict(keep_vars=True)
+        kept = {name for name, t in state.items() if torch.is_tensor(t) and not _integral(t)}
         self._names = {key: name for key, name in self._names.items() if name in kept}
         self._labels: dict[int, Tensor] = {}
         self._weights: dict[int, tuple[str, tuple[int, ...]]] = {}
         self._closed: dict[str, str] = {}
+        self._doomed: dict[int, tuple[Tensor, str]] = {}
         self._alive: list[Tensor] = []
 
     def run(self, model: nn.Module, inputs: Inputs) -> Any:
         """Run the model once and freeze the units that reach its outputs."""
-        with torch.no_grad(), self:
+        # Attention in its plain form: two products with a softmax in between.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), self:
             output = call_model(model, inputs)
         for tensor in tensors_in(output):
+            self._use(tensor)
             self.book.freeze(self.labels(tensor), "tied to the output")
         return output
 
@@ -124,6 +133,8 @@ class Trace(TorchDispatchMode):
         name = func.overloadpacket.__name__
         plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
         call = Call(plain, func, args, kwargs, out)
+        for tensor in call.tensors:
+            self._use(tensor)
         try:
             labels = self._rule(call)(self, call)
         except Exception as error:  # a rule that meets the unforeseen must not stop the trace
@@ -142,6 +153,16 @@ class Trace(TorchDispatchMode):
         for overload in functional.overloads() if functional is not None else ():
             tags |= set(getattr(functional, overload).tags)
         return self._rules["pointwise" if torch.Tag.pointwise in tags else "unknown"]
+
+    def doom(self, call: Call, labels: Tensor, reason: str) -> None:
+        """Freeze `labels` if anybody uses the result of `call` (many results are thrown away)."""
+        for tensor in tensors_in(call.out):
+            self._doomed[id(tensor)] = (labels, reason)
+            self._alive.append(tensor)
+
+    def _use(self, tensor: Tensor) -> None:
+        if id(tensor) in self._doomed:
+            self.book.freeze(*self._doomed.pop(id(tensor)))
 
     def give_up(self, call: Call, reason: str) -> Tensor | None:
         """Freeze every unit that enters `call`; what it returns belongs to no unit."""
@@ -227,15 +248,22 @@ class Trace(TorchDispatchMode):
         return self.slots[name, dim].labels
 
 
+def _integral(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() and not tensor.is_complex()
+
+
 def tensors_in(output: Any) -> list[Tensor]:
-    """Every tensor in a nested output (tuple, dict, dataclass of a model zoo)."""
+    """Every tensor in a nested output (tuple, dict, dataclass of a model zoo) but for a cache,
+    which holds what the model remembers, not what it says."""
     return list(_leaves(output, set()))
 
 
 def _leaves(output: Any, seen: set[int]) -> Iterator[Tensor]:
-    for leaf in tree_leaves(output):
+    for leaf in tree_leaves(output, is_leaf=is_cache):
         if isinstance(leaf, Tensor):
             yield leaf
+        elif is_cache(leaf):
+            continue
         elif hasattr(leaf, "__dict__") and not callable(leaf) and id(leaf) not in seen:
             seen.add(id(leaf))  # objects may point back at each other
             yield from _leaves(list(vars(leaf).values()), seen)

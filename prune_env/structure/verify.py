@@ -13,9 +13,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from prune_env.structure.blocks import unrouted
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import Inputs, call_model, map_tensors
-from prune_env.structure.rewrite import Layout, assign, places_of, tensors_of
+from prune_env.structure.rewrite import Kept, Layout, assign, places_of, tensors_of
 from prune_env.structure.trace import tensors_in
 
 TOLERANCE = 1e-6
@@ -38,12 +39,12 @@ def verify(
     live = [group for group in groups if not group.frozen]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        probe = _Probe(model, inputs)
+        probe = Probe(model, inputs)
         faults = {} if not probe.fault(live) else _find_faults(probe, live)
     return tuple(_judged(group, faults) for group in groups)
 
 
-def _find_faults(probe: _Probe, groups: Sequence[PrunableGroup]) -> dict[str, str]:
+def _find_faults(probe: Probe, groups: Sequence[PrunableGroup]) -> dict[str, str]:
     accepted: list[PrunableGroup] = []
     faults: dict[str, str] = {}
     for group in groups:
@@ -62,8 +63,13 @@ def _judged(group: PrunableGroup, faults: Mapping[str, str]) -> PrunableGroup:
     return replace(group, frozen=fault, verified=not fault)
 
 
-class _Probe:
-    """A disturbed float64 copy of the model, cut and restored for every question."""
+class Probe:
+    """A disturbed float64 copy of the model, cut and restored for every question.
+
+    Args:
+        model: the dense network in eval mode; it is copied.
+        inputs: example inputs.
+    """
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self.model = copy.deepcopy(model).double()
@@ -84,7 +90,7 @@ class _Probe:
         tensors = tensors_of(self.model)
         for _ in range(trials if groups else 0):
             kept = {group.name: _random_units(group) for group in groups}
-            masked = self._run(layout.mask(tensors, kept), {}, layout)
+            masked = self._run(layout.mask(tensors, kept), {}, layout, kept)
             try:
                 shrunk = layout.shrink(tensors, kept)
                 compact = self._run(shrunk, layout.sizes(kept), layout)
@@ -97,14 +103,19 @@ class _Probe:
         return ""
 
     def _run(
-        self, tensors: Mapping[str, Tensor], sizes: Mapping[str, int], layout: Layout
+        self,
+        tensors: Mapping[str, Tensor],
+        sizes: Mapping[str, int],
+        layout: Layout,
+        masked: Kept | None = None,
     ) -> list[Tensor]:
         dense = tensors_of(self.model)
         dense = {name: dense[name] for name in tensors}
         whole = layout.sizes({}) if sizes else {}
         assign(self.model, tensors, sizes, self.places)
         try:
-            with torch.no_grad():
+            groups = tuple(layout.groups.values())
+            with torch.no_grad(), unrouted(self.model, groups, masked or {}):
                 found = tensors_in(call_model(self.model, self.inputs))
         finally:
             assign(self.model, dense, whole, self.places)
@@ -128,7 +139,7 @@ def _disturb(model: nn.Module) -> None:
 
 def _random_units(group: PrunableGroup) -> Tensor:
     """Between a quarter and all but one of the units, so that signals survive a deep network."""
-    low = max(1, group.min_keep, group.units // 4)
+    low = max(min(1, group.units - 1), group.min_keep, group.units // 4)
     count = int(torch.randint(low, max(low + 1, group.units), ()))
     return torch.randperm(group.units)[:count].sort().values
 

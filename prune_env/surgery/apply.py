@@ -9,7 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from prune_env.structure.blocks import unrouted
 from prune_env.structure.groups import PrunableGroup
+from prune_env.structure.multihead import free_widths
 from prune_env.structure.rewrite import Layout, assign, places_of, tensors_of
 from prune_env.surgery.plan import PruningPlan
 
@@ -17,6 +19,8 @@ from prune_env.surgery.plan import PruningPlan
 @contextmanager
 def masked(model: nn.Module, plan: PruningPlan) -> Iterator[nn.Module]:
     """Inside the `with` block every removed unit of `model` is zero; shapes stay.
+
+    Units that are chosen, not read (experts), cannot be chosen there.
 
     The weights are restored on leaving, also after an error.
 
@@ -29,7 +33,8 @@ def masked(model: nn.Module, plan: PruningPlan) -> Iterator[nn.Module]:
     saved = {name: tensors[name].detach().clone() for name in zeroed}
     try:
         _write(tensors, zeroed)
-        yield model
+        with unrouted(model, plan.groups, plan.indices()):
+            yield model
     finally:
         _write(tensors, saved)
 
@@ -51,7 +56,7 @@ def compact(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """
     plan.check(model)
     layout, kept = Layout(plan.groups), plan.indices()
-    small = copy.deepcopy(model)
+    small = free_widths(copy.deepcopy(model))
     with torch.no_grad():
         shrunk = layout.shrink(tensors_of(small), kept)
     assign(small, {name: t.detach() for name, t in shrunk.items()}, layout.sizes(kept))
@@ -66,7 +71,7 @@ class Candidates:
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[PrunableGroup]) -> None:
-        self._shell = copy.deepcopy(model).eval()
+        self._shell = free_widths(copy.deepcopy(model)).eval()
         self._shell.requires_grad_(False)
         self._dense = {name: t.detach() for name, t in tensors_of(self._shell).items()}
         self._layout = Layout(groups)

@@ -1,19 +1,53 @@
 """What the consumers of a group read, and the slots that can take what repair must give back.
 
-Legend: D columns of a consumer that a group owns, in order of units, the last to be removed first;
-O rows.
+Legend: D columns of a consumer that a group owns, in order of units, the last to be removed first
+(single weights: all columns, as they are); O rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from prune_env.measure.calibration import Calibration
 from prune_env.structure.groups import PrunableGroup
+from prune_env.surgery.least_squares import Solver
+from prune_env.surgery.masked_squares import MaskedSolver
+
+
+class LevelSolver(Protocol):
+    """All levels of one group in one consumer.
+
+    Legend: K columns that are kept; single weights keep all columns, zero where removed.
+    """
+
+    @property
+    def ridge(self) -> float:
+        """What was added to the diagonal of S."""
+
+    @property
+    def raised(self) -> bool:
+        """S was singular to rounding, so the ridge is larger than asked."""
+
+    def weight(self, units: int) -> Tensor:
+        """Repaired weights when the first `units` units stay, (K, O)."""
+
+    def cut(self, units: int) -> Tensor:
+        """The same, not repaired."""
+
+    def missing_mean(self, units: int, weight_KO: Tensor) -> Tensor:
+        """What the outputs lose on average with these weights, (O,)."""
+
+    def missing_variance(self, units: int, weight_KO: Tensor) -> Tensor:
+        """What they lose in variance, (O,)."""
+
+    def loss(self, units: int) -> float:
+        """Mean squared error of the repaired outputs, summed over rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +64,8 @@ class Consumer:
         norm: prefix of the BatchNorm behind, which takes the variance (and the mean where there
             is no bias), or None.
         block: columns per unit.
+        outputs: dim of the weight that its rows lie along.
+        solve: makes its solver, with a ridge (see `Solver.of`).
     """
 
     tensor: str
@@ -40,6 +76,16 @@ class Consumer:
     bias: str | None
     norm: str | None
     block: int
+    outputs: int
+    solve: Callable[[Consumer, float], LevelSolver]
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """A contiguous weight flattened to (O, all columns); writing to it writes to `weight`."""
+        return _rows(weight, self.outputs)
+
+    def solver(self, ridge: float) -> LevelSolver:
+        """All levels of the group in this consumer."""
+        return self.solve(self, ridge)
 
 
 def consumers_of(
@@ -53,25 +99,52 @@ def consumers_of(
         dense: tensors of the dense network by state_dict key.
         calibration: moments of the consumers.
     """
-    columns: dict[str, list[Tensor]] = {}
+    columns: dict[tuple[str, int], list[Tensor]] = {}
+    found = []
     for axis in group.axes:
-        if axis.role == "in" and axis.dims == (1,) and axis.tensor in calibration.moments:
+        if axis.tensor not in calibration.moments:
+            continue
+        if axis.role == "weight":
+            rank_RU = order.reshape(-1).argsort().reshape(group.grid[0], -1)
+            width, solve = len(calibration.moments[axis.tensor].mean_D), partial(_weights, rank_RU)
+            every_UW = torch.arange(width).reshape(rank_RU.shape[1], -1)
+            place = (axis.tensor, axis.dims[0])
+            found.append(_consumer(place, every_UW, solve, dense, calibration))
+        elif axis.role == "in" and axis.dims in ((0,), (1,)):
             (owners_S,) = axis.owners(group.grid)
             owned = (owners_S >= 0).nonzero().squeeze(1)
             by_unit = owned[owners_S[owned].argsort(stable=True)].reshape(group.units, -1)[order]
             kernel = dense[axis.tensor][0, 0].numel()
             places = by_unit[:, :, None] * kernel + torch.arange(kernel)
-            columns.setdefault(axis.tensor, []).append(places.flatten(1))
+            columns.setdefault((axis.tensor, 1 - axis.dims[0]), []).append(places.flatten(1))
     # A tensor that reads the units in several places (x beside x) is one consumer of wider units.
-    return [
-        _consumer(name, torch.cat(parts, 1), dense, calibration) for name, parts in columns.items()
-    ]
+    for place, parts in columns.items():
+        found.append(_consumer(place, torch.cat(parts, 1), _columns, dense, calibration))
+    return found
+
+
+def _columns(consumer: Consumer, ridge: float) -> LevelSolver:
+    return Solver.of(consumer.weight_OD, consumer.matrix_DD, consumer.mean_D, consumer.block, ridge)
+
+
+def _weights(rank_RU: Tensor, consumer: Consumer, ridge: float) -> LevelSolver:
+    return MaskedSolver.of(consumer.weight_OD, consumer.matrix_DD, consumer.mean_D, rank_RU, ridge)
+
+
+def _rows(weight: Tensor, outputs: int) -> Tensor:
+    return weight.movedim(outputs, 0).flatten(1)
 
 
 def _consumer(
-    tensor: str, columns_UW: Tensor, dense: Mapping[str, Tensor], calibration: Calibration
+    place: tuple[str, int],
+    columns_UW: Tensor,
+    solve: Callable[[Consumer, float], LevelSolver],
+    dense: Mapping[str, Tensor],
+    calibration: Calibration,
 ) -> Consumer:
-    moments, columns_D = calibration.moments[tensor], columns_UW.reshape(-1)
+    """The consumer whose weight is at `place`: its key, and the dim of its outputs."""
+    (tensor, outputs), columns_D = place, columns_UW.reshape(-1)
+    moments = calibration.moments[tensor]
     bias: str | None = tensor.removesuffix("weight") + "bias"
     bias = bias if bias in dense else None
     covariance_DD, mean_D = (
@@ -83,10 +156,12 @@ def _consumer(
     return Consumer(
         tensor,
         columns_D,
-        dense[tensor].detach().flatten(1).cpu()[:, columns_D].double(),
+        _rows(dense[tensor].detach(), outputs).cpu()[:, columns_D].double(),
         covariance_DD,
         mean_D,
         bias,
         moments.norm,
         columns_UW.shape[1],
+        outputs,
+        solve,
     )

@@ -1,4 +1,4 @@
-"""Ladders: for every group all its levels, solved from one factorisation per consumer.
+"""Ladders: for every group all its levels, solved when they are asked for and then kept.
 
 A level of a group says what its consumers become when the group keeps its first k units: weights on
 the kept columns and what the removed ones contributed to the mean and the variance of the outputs.
@@ -18,8 +18,8 @@ from prune_env.measure.calibration import Calibration
 from prune_env.measure.fingerprint import fingerprint
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.rewrite import require_tensors, tensors_of
-from prune_env.surgery.consumers import Consumer, consumers_of
-from prune_env.surgery.least_squares import RIDGE, Solver
+from prune_env.surgery.consumers import Consumer, LevelSolver, consumers_of
+from prune_env.surgery.least_squares import RIDGE
 
 MEMORY = 512 * 2**20
 """Bytes of solved levels that a set of ladders keeps; beyond that levels are solved on demand."""
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 class Level:
     """What one consumer becomes at one level of one group, in the dtype of its weight.
 
-    Legend: K kept columns, O rows.
+    Legend: K kept columns (all of them where single weights go, which are then 0), O rows.
 
     Attributes:
         weight_OK: weights on the kept columns.
@@ -70,7 +70,7 @@ class Ladders:
     ridge: float
     dense: Mapping[str, Tensor]
     consumers: Mapping[str, tuple[Consumer, ...]]
-    solvers: Mapping[str, tuple[Solver, ...]]
+    solvers: Mapping[str, tuple[LevelSolver, ...]]
     memory: int
     _solved: dict[tuple[str, int, int], Level] = field(default_factory=dict, repr=False)
 
@@ -84,7 +84,7 @@ class Ladders:
         ridge: float = RIDGE,
         memory: int = MEMORY,
     ) -> Ladders:
-        """Factorise every consumer of every group.
+        """Prepare every consumer of every group; whole columns are factorised once for all levels.
 
         Args:
             model: the dense network the calibration was made on.
@@ -111,9 +111,7 @@ class Ladders:
             for group in groups
         }
         solvers = {
-            name: tuple(
-                Solver.of(c.weight_OD, c.matrix_DD, c.mean_D, c.block, ridge) for c in found
-            )
+            name: tuple(consumer.solver(ridge) for consumer in found)
             for name, found in consumers.items()
         }
         _report_raised(consumers, solvers)
@@ -184,7 +182,7 @@ class Ladders:
 
 
 def _report_raised(
-    consumers: Mapping[str, tuple[Consumer, ...]], solvers: Mapping[str, tuple[Solver, ...]]
+    consumers: Mapping[str, tuple[Consumer, ...]], solvers: Mapping[str, tuple[LevelSolver, ...]]
 ) -> None:
     """One line for all consumers whose statistics are singular."""
     raised = [

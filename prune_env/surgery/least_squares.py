@@ -76,6 +76,10 @@ class Solver:
         weight_KO: Tensor = torch.linalg.solve_triangular(upper, self.y_DO[:k], upper=True)
         return weight_KO
 
+    def cut(self, units: int) -> Tensor:
+        """The dense weights on the columns of the first `units` units, (K, O)."""
+        return self.weight_DO[: units * self.block]
+
     def missing_mean(self, units: int, weight_KO: Tensor) -> Tensor:
         """What the outputs lose on average and the bias must give back, (O,)."""
         k = units * self.block

@@ -1,6 +1,7 @@
-"""Group OBS: which units to give up, by greedy elimination with updates of the inverse.
+"""OBS: which units to give up, by greedy elimination with updates of the inverse.
 
-Legend: U units, b columns per unit, D = U x b columns, O rows.
+Legend: U units (of a row of units, where single weights go), b columns per unit, D = U x b columns,
+O rows; R rows of units, G = O / R rows each.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from prune_env.measure.calibration import Calibration
 from prune_env.structure.groups import PrunableGroup
+from prune_env.structure.patterns import Pattern, TopK
 from prune_env.structure.rewrite import tensors_of
 from prune_env.surgery.consumers import consumers_of
 from prune_env.surgery.criteria import score_units
@@ -25,12 +27,19 @@ def score_by_obs(
     calibration: Calibration,
     ridge: float = 10 * RIDGE,
 ) -> dict[str, Tensor]:
-    """Scores of units by group OBS (see `obs_scores`); by L1 where a group has no statistics."""
+    """Scores of units by elimination; by L1 where a group has no statistics.
+
+    Columns go as in `obs_scores`, single weights and blocks of them as in `obs_weight_scores`.
+    """
     dense: Mapping[str, Tensor] = tensors_of(model)
     scores = {}
     for group in groups:
         found = consumers_of(group, torch.arange(group.units), dense, calibration)
-        if found:
+        if found and any(axis.role == "weight" for axis in group.axes):
+            scores[group.name] = obs_weight_scores(
+                found[0].weight_OD, found[0].matrix_DD, group.grid, group.pattern, ridge
+            )
+        elif found:
             weights, matrices = [c.weight_OD for c in found], [c.matrix_DD for c in found]
             flat = obs_scores(weights, matrices, group.units, ridge)
             scores[group.name] = flat.reshape(group.grid)
@@ -70,6 +79,99 @@ def obs_scores(
         for state in work:
             state.remove(weakest)
     return score_U
+
+
+ELIMINATED_COLUMNS = 256
+"""Widest matrix whose weights are eliminated one by one, O(D^3) a row."""
+
+CHUNK = 32 * 2**20
+"""Bytes of the inverses that are updated together."""
+
+
+def obs_weight_scores(
+    weight_OD: Tensor,
+    matrix_DD: Tensor,
+    grid: Sequence[int],
+    pattern: Pattern | None = None,
+    ridge: float = 10 * RIDGE,
+) -> Tensor:
+    """Score single weights, or blocks: the largest loss so far when each of them goes, (grid).
+
+    Every row of units is eliminated on its own, always the unit whose loss is least when the
+    others of its row take over for it; by these losses all rows are merged (Frantar & Alistarh
+    2022, Optimal Brain Compression, eq. 3 and 4, algorithms 1 and 2). Of more than
+    `ELIMINATED_COLUMNS` columns only the first losses are used, w^2 / [H^-1]_jj on the dense
+    weights.
+
+    Args:
+        weight_OD: weights of the layer.
+        matrix_DD: S of its columns.
+        grid: of units: R rows of G rows of weights, by U columns of b.
+        pattern: whose units may have to go in turns (N:M); None lets any go.
+        ridge: see `obs_scores`.
+    """
+    _, lower_DD, _ = factorise(matrix_DD.double(), ridge)
+    inverse_DD = torch.cholesky_inverse(lower_DD)
+    weight_RGD = weight_OD.double().reshape(grid[0], -1, len(inverse_DD))
+    turns_U = (pattern or TopK()).turns(grid)
+    if len(inverse_DD) > ELIMINATED_COLUMNS:
+        first_RU = _row_costs(weight_RGD, inverse_DD.expand(1, -1, -1), len(turns_U))
+        return first_RU.reshape(tuple(grid))
+    step = max(1, CHUNK // (8 * inverse_DD.numel()))
+    parts = [_eliminate(part, inverse_DD, turns_U) for part in weight_RGD.split(step)]
+    return torch.cat(parts).reshape(tuple(grid))
+
+
+def _eliminate(weight_RGD: Tensor, inverse_DD: Tensor, turns_U: Tensor) -> Tensor:
+    """Scores of all units of some rows, (R, U)."""
+    (rows, _, columns), units = weight_RGD.shape, len(turns_U)
+    inverse_RDD, weight_RGD = inverse_DD.repeat(rows, 1, 1), weight_RGD.clone()
+    score_RU = torch.zeros(rows, units, dtype=torch.float64)
+    alive_RU, so_far_R = torch.ones(rows, units, dtype=torch.bool), torch.zeros(rows).double()
+    each, every = torch.arange(columns // units), torch.arange(rows)
+    lost_RT = torch.zeros(rows, int(turns_U.max()) + 1, dtype=torch.int64)
+    for _ in range(units):
+        may_go_RU = alive_RU & (lost_RT == lost_RT.amin(1, keepdim=True))[:, turns_U]
+        cost_RU = _row_costs(weight_RGD, inverse_RDD, units).masked_fill(~may_go_RU, torch.inf)
+        cost_R, weakest_R = cost_RU.min(1)
+        # Strictly rising, so that the order of scores is that of the elimination.
+        so_far_R = torch.maximum(so_far_R.nextafter(torch.tensor(torch.inf).double()), cost_R)
+        score_RU[every, weakest_R], alive_RU[every, weakest_R] = so_far_R, False
+        lost_RT[every, turns_U[weakest_R]] += 1
+        _remove(weight_RGD, inverse_RDD, weakest_R[:, None] * len(each) + each)
+    return score_RU
+
+
+def _row_costs(weight_RGD: Tensor, inverse_RDD: Tensor, units: int) -> Tensor:
+    """Loss of removing each unit, (R, U)."""
+    rows, _, columns = weight_RGD.shape
+    each = columns // units
+    if each == 1:
+        return weight_RGD.square().sum(1) / inverse_RDD.diagonal(dim1=1, dim2=2)
+    tiles = inverse_RDD.reshape(-1, units, each, units, each)
+    blocks_RUbb = tiles.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+    weight_RUbG = weight_RGD.reshape(rows, -1, units, each).permute(0, 2, 3, 1)
+    solved_RUbG: Tensor = torch.linalg.solve(blocks_RUbb, weight_RUbG)
+    return (weight_RUbG * solved_RUbG).sum((2, 3))
+
+
+def _remove(weight_RGD: Tensor, inverse_RDD: Tensor, place_Rb: Tensor) -> None:
+    """Let the others of every row take over for these columns, in place."""
+    every = torch.arange(len(place_Rb))[:, None]
+    rows_RbD = inverse_RDD[every, place_Rb]
+    blocks_Rbb = rows_RbD.gather(2, place_Rb[:, None].expand(-1, place_Rb.shape[1], -1))
+    solved_RbD = torch.linalg.solve(blocks_Rbb, rows_RbD)
+    gone_RGb = weight_RGD.gather(2, place_Rb[:, None].expand(-1, weight_RGD.shape[1], -1))
+    for gone_RG, row_RD, solved_RD in zip(
+        gone_RGb.unbind(2), rows_RbD.unbind(1), solved_RbD.unbind(1), strict=True
+    ):  # rank one at a time is faster than a product with b of a few
+        weight_RGD.addcmul_(gone_RG[:, :, None], solved_RD[:, None], value=-1)
+        inverse_RDD.addcmul_(row_RD[:, :, None], solved_RD[:, None], value=-1)
+    # As in `_Elimination.remove`: exactly zero, with a unit diagonal.
+    inverse_RDD[every, place_Rb] = 0.0
+    inverse_RDD.mT[every, place_Rb] = 0.0
+    inverse_RDD[every, place_Rb, place_Rb] = 1.0
+    weight_RGD.mT[every, place_Rb] = 0.0
 
 
 class _Elimination:

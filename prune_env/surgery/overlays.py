@@ -22,7 +22,7 @@ VARIANCE_FLOOR = 0.05
 
 
 def least_squares(ladders: Ladders, kept: Mapping[str, int]) -> dict[str, Tensor]:
-    """The kept columns take over for the removed ones; mean and variance are corrected.
+    """The kept columns or weights take over for the removed; mean and variance are corrected.
 
     DESIGN.md section 3. BatchNorm's running variance loses what the outputs lose, so the next
     layer sees the scale it was trained on, without a pass over data.
@@ -33,7 +33,7 @@ def least_squares(ladders: Ladders, kept: Mapping[str, int]) -> dict[str, Tensor
             level = ladders.level(group, number, units)
             weight = _copy(ladders, overlay, consumer.tensor)
             columns_K = consumer.columns_D[: level.weight_OK.shape[1]]
-            weight.view(len(weight), -1)[:, columns_K] = level.weight_OK.to(weight)
+            consumer.rows(weight)[:, columns_K] = level.weight_OK.to(weight)
             _shift(ladders, overlay, consumer, level.mean_O)
             if consumer.norm is not None:
                 name = f"{consumer.norm}.running_var"
@@ -46,12 +46,12 @@ def least_squares(ladders: Ladders, kept: Mapping[str, int]) -> dict[str, Tensor
 
 
 def bias_only(ladders: Ladders, kept: Mapping[str, int]) -> dict[str, Tensor]:
-    """The removed columns are replaced by their mean, in the bias; weights stay (cheap)."""
+    """What is removed is replaced by its mean, in the bias; weights stay (cheap)."""
     overlay: dict[str, Tensor] = {}
     for group, units in ladders.cut(kept):
-        for consumer in ladders.consumers[group]:
-            gone = slice(units * consumer.block, None)
-            missing_O = consumer.weight_OD[:, gone] @ consumer.mean_D[gone]
+        solvers = zip(ladders.consumers[group], ladders.solvers[group], strict=True)
+        for consumer, solver in solvers:
+            missing_O = solver.missing_mean(units, solver.cut(units))
             _shift(ladders, overlay, consumer, missing_O)
     return overlay
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,9 @@ from prune_env.structure.rewrite import require_tensors
 from prune_env.surgery.criteria import Criterion, score_units
 
 FORMAT = 1
+
+LISTED = 4096
+"""A grid of more units is written as a bit per unit, not as a list of the kept."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class PruningPlan:
             "format": FORMAT,
             "notes": dict(self.notes),
             "summary": {g.name: f"{len(self.kept[g.name])} of {g.units}" for g in self.groups},
-            "kept": {name: list(units) for name, units in self.kept.items()},
+            "kept": {g.name: _written(self.kept[g.name], g.units) for g in self.groups},
             "groups": groups,
         }
         return json.dumps(content, indent=1)
@@ -137,7 +142,8 @@ class PruningPlan:
                     "Make it again, or use the version of prune_env that wrote it."
                 )
             groups = tuple(_group_of(entry) for entry in content["groups"])
-            kept = {str(name): tuple(us) for name, us in content["kept"].items()}
+            counts = {group.name: group.units for group in groups}
+            kept = {str(name): _read(us, counts[name]) for name, us in content["kept"].items()}
             return PruningPlan(groups, kept, dict(content["notes"]))
         except (
             ArithmeticError,
@@ -196,6 +202,25 @@ def _require_units(group: PrunableGroup, units: Sequence[int]) -> None:
             f"group '{group.name}' keeps {len(units)} of {group.units} units, but at least "
             f"{group.min_keep} must stay. Lower its sparsity."
         )
+
+
+def _written(units: Sequence[int], count: int) -> Any:
+    """Kept units as JSON has them: a list, or base64 of a bit for each of `count` units."""
+    if count <= LISTED:
+        return list(units)
+    mask = np.zeros(count, dtype=bool)
+    mask[list(units)] = True
+    return {"bits": base64.b64encode(np.packbits(mask).tobytes()).decode()}
+
+
+def _read(units: Any, count: int) -> tuple[int, ...]:
+    """What `_written` wrote of `count` units."""
+    if not isinstance(units, Mapping):
+        return tuple(units)
+    packed = np.frombuffer(base64.b64decode(units["bits"], validate=True), dtype=np.uint8)
+    if len(packed) != (count + 7) // 8:
+        raise ValueError(f"{8 * len(packed)} bits for {count} units")
+    return tuple(np.unpackbits(packed).nonzero()[0].tolist())
 
 
 def _axis_to_dict(axis: Axis) -> dict[str, Any]:

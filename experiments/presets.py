@@ -1,0 +1,210 @@
+"""Projects by name: a trained network and its data, ready for `--task`.
+
+The first use of one that is trained here takes minutes; its network is then kept in the cache
+folder, and a killed training goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from experiments.data import CropFlip, load_splits, loader
+from experiments.dense import trained
+from experiments.images import import_extra
+from experiments.places import locate
+from experiments.pretrained import (
+    RECIPE,
+    pretrained_project,
+    token_project,
+    tokens_beside,
+    without_cache,
+)
+from experiments.project import Project
+from experiments.texts import PAD, SentenceBatches, Words, load_characters, load_sentences
+from experiments.tokens import TokenBatches
+from prune_env import PruningTask, register_task
+from prune_env.errors import ConfigError
+from prune_env.mdp.registry import resolve_factory
+from prune_env.recovery.finetune import FinetuneSettings
+
+PRESETS = {
+    "stories260K": "experiments.presets:stories260K",
+    "mistral_shakespeare": "experiments.presets:mistral_shakespeare",
+    "mixtral_shakespeare": "experiments.presets:mixtral_shakespeare",
+    "vit_cifar10": "experiments.presets:vit_cifar10",
+    "bert_sst2": "experiments.presets:bert_sst2",
+}
+"""Name -> factory of a `Project`. Add one here."""
+
+DECODER: Mapping[str, Any] = {
+    "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "head_dim": 8, "max_position_embeddings": 256,
+    "sliding_window": None, "tie_word_embeddings": True,
+}  # fmt: skip
+"""The config of small language models of characters."""
+ENCODER: Mapping[str, Any] = {
+    "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256,
+}  # fmt: skip
+"""The config of a small encoder of text."""
+VISION: Mapping[str, Any] = {
+    "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128,
+    "patch_size": 4,
+}  # fmt: skip
+"""The config of a small encoder of images."""
+CHARACTERS = 128
+"""Characters in a row."""
+TRAINING = FinetuneSettings(
+    epochs=3, learning_rate=3e-3, optimizer="adamw", weight_decay=0.05, clip_norm=1.0
+)
+"""Of a small language model of characters."""
+READING = FinetuneSettings(
+    epochs=6, learning_rate=5e-4, optimizer="adamw", weight_decay=0.05, clip_norm=1.0
+)
+"""Of a small classifier of sentences."""
+LOOKING = FinetuneSettings(
+    epochs=15, learning_rate=1e-3, optimizer="adamw", weight_decay=0.05, label_smoothing=0.05
+)
+"""Of a small vision transformer."""
+
+
+def open_named(name: str, **options: Any) -> Project | PruningTask:
+    """What a preset, a registered task or "package.module:function" makes of these options.
+
+    Raises:
+        ConfigError: there is no such name, or its function returns something else.
+    """
+    for preset, target in PRESETS.items():
+        register_task(preset, target)
+    made: Any = resolve_factory(name)(**options)
+    if not isinstance(made, (Project, PruningTask)):
+        raise ConfigError(
+            f"'{name}' returned a {type(made).__name__}. Return a PruningTask (search only) "
+            "or an experiments.project.Project (search, fine-tuning, test accuracy)."
+        )
+    return made
+
+
+def stories260K(**options: Any) -> Project:
+    """A 260,000-parameter Mistral that tells children's stories; see the shared models' README.
+
+    Raises:
+        DataError: the model's folder is in none of the known places.
+    """
+    folder = locate("stories260K", "models")
+    return pretrained_project(folder, tokens_beside(folder), **options)
+
+
+def mistral_shakespeare(**options: Any) -> Project:
+    """A small Mistral of characters, trained on Shakespeare here.
+
+    Raises:
+        DataError: tinyshakespeare is in none of the known places.
+    """
+    return _shakespeare("Mistral", {"intermediate_size": 172}, options)
+
+
+def mixtral_shakespeare(**options: Any) -> Project:
+    """The same with eight experts in place of each MLP, two of them for every character.
+
+    Raises:
+        DataError: tinyshakespeare is in none of the known places.
+    """
+    experts = {"intermediate_size": 64, "num_local_experts": 8, "num_experts_per_tok": 2}
+    return _shakespeare("Mixtral", experts, options)
+
+
+def _shakespeare(architecture: str, differences: Mapping[str, Any], options: Any) -> Project:
+    splits, alphabet = load_characters(locate("tinyshakespeare") / "input.txt", length=CHARACTERS)
+    config = {**DECODER, **differences, "vocab_size": len(alphabet)}
+    name = f"{architecture.lower()}_shakespeare"
+    factory = partial(_made, f"{architecture}ForCausalLM", f"{architecture}Config", config)
+    loaders = TokenBatches(splits.train, 32, shuffle=True), TokenBatches(splits.val, 64)
+    data = {"train": splits.train, "val": splits.val}
+    dense = trained(name, factory, loaders, TRAINING, data)
+    return token_project(name, dense, splits, **options)
+
+
+def vit_cifar10(**options: Any) -> Project:
+    """A small vision transformer, trained on CIFAR-10 here.
+
+    Raises:
+        DataError: cifar10_jpeg is in none of the known places.
+    """
+    splits = load_splits(locate("cifar10_jpeg"), seed=0)
+    config = {**VISION, "image_size": splits.train.images.shape[-1]}
+    config |= {"num_labels": len(splits.classes), "num_channels": splits.train.images.shape[1]}
+    factory = partial(_made, "ViTForImageClassification", "ViTConfig", config)
+    batches = partial(loader, mean=splits.mean, std=splits.std)
+    train = batches(splits.train, batch_size=128, augment=CropFlip(4), shuffle=True)
+    val = batches(splits.val, batch_size=250)
+    data = {"images": splits.train.images, "labels": splits.train.labels}
+    dense = trained("vit_cifar10", factory, (train, val), LOOKING, data)
+    plain = batches(splits.train, batch_size=125, shuffle=True, seed=options.get("seed", 0))
+    return Project(
+        name="vit_cifar10",
+        dense=dense,
+        task=PruningTask.from_model(dense, plain, name="vit_cifar10", **options),
+        train=train,
+        val=val,
+        test=batches(splits.test, batch_size=250),
+        factory=factory,
+        recipe=RECIPE,
+    )
+
+
+def bert_sst2(**options: Any) -> Project:
+    """A small BERT of whole words, trained on SST-2 here.
+
+    Raises:
+        DataError: sst2 is in none of the known places.
+    """
+    return sentence_project("bert_sst2", load_sentences(locate("sst2")), ENCODER, **options)
+
+
+def sentence_project(
+    name: str,
+    words: Words,
+    config: Mapping[str, Any],
+    *,
+    settings: FinetuneSettings = READING,
+    **options: Any,
+) -> Project:
+    """The project of pruning a BERT that is trained on labelled sentences.
+
+    Args:
+        name: of the project and of the file its network is kept in.
+        words: the sentences.
+        config: what its config differs in.
+        settings: of the dense training.
+        options: of `TaskOptions`.
+    """
+    whole = {
+        **config, "vocab_size": words.vocabulary, "pad_token_id": PAD,
+        "num_labels": int(words.train.labels_N.max()) + 1,
+        "max_position_embeddings": words.train.ids_NT.shape[1],
+    }  # fmt: skip
+    factory = partial(_made, "BertForSequenceClassification", "BertConfig", whole)
+    train, val = SentenceBatches(words.train, 32, shuffle=True), SentenceBatches(words.val, 125)
+    data = {"ids": words.train.ids_NT, "labels": words.train.labels_N}
+    dense = trained(name, factory, (train, val), settings, data)
+    plain = SentenceBatches(words.train, 50, shuffle=True, seed=options.get("seed", 0))
+    return Project(
+        name=name,
+        dense=dense,
+        task=PruningTask.from_model(dense, plain, name=name, **options),
+        train=train,
+        val=val,
+        test=SentenceBatches(words.test, 125),
+        factory=factory,
+        recipe=RECIPE,
+    )
+
+
+def _made(kind: str, config: str, values: Mapping[str, Any]) -> nn.Module:
+    """A network of the transformers library, with weights drawn from torch's generator."""
+    library = import_extra("transformers")
+    return without_cache(getattr(library, kind)(getattr(library, config)(**values)))

@@ -1,0 +1,1 @@
+"""Block-sparse attention (Big Bird) whose density is prunable like any other unit."""

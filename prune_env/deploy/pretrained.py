@@ -1,0 +1,242 @@
+"""Pruned networks as folders that the transformers library loads by itself.
+
+Its configs hold one width for all layers. A plan that removes as much from every layer fits a
+smaller config (`export_pretrained`); any plan fits the original one with zeros in place of what was
+removed (`export_padded`), which saves nothing but runs everywhere. Plans in between keep their
+gains in our own format: `prune_env.save`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prune_env.deploy.configs import config_of
+from prune_env.errors import ModelError, PlanError
+from prune_env.structure.inputs import Inputs, call_model, eval_mode, logits_of
+from prune_env.structure.rewrite import Layout, tensors_of
+from prune_env.surgery.plan import PruningPlan
+
+Shapes = Mapping[str, tuple[int, ...]]
+Scale = tuple[str, int]
+"""A number of a config and its new value."""
+
+TOGETHER = 4
+"""Numbers of a config that are changed together at most: heads of two kinds, neurons, experts."""
+AGREEMENT = 1e-3
+"""Of the largest output, what two networks may differ by and pass for the same."""
+
+
+def export_pretrained(
+    small: nn.Module,
+    plan: PruningPlan,
+    folder: str | Path,
+    example_inputs: Inputs | None = None,
+) -> Path:
+    """Write a pruned network as a plain `from_pretrained` folder with a smaller config.
+
+    The config is found, not looked up; see `fitting_config`.
+
+    Args:
+        small: what `compact` made with `plan`, fine-tuned or not.
+        plan: keeps as much of every layer.
+        folder: made if missing.
+        example_inputs: one batch to compare the two networks on; None: the library's dummy ids.
+
+    Raises:
+        ModelError: the model carries no config, or does not run on the inputs.
+        PlanError: no config describes `small`; names the first tensor that differs.
+    """
+    config = fitting_config(small, plan, example_inputs)
+    return _write(small, config, _values(small), folder)
+
+
+def export_padded(small: nn.Module, plan: PruningPlan, folder: str | Path) -> Path:
+    """Write a pruned network as a `from_pretrained` folder of the dense shape, padded by zeros.
+
+    Computes what `small` computes, for every group whose masked network equals the compact one,
+    at the cost of the dense network.
+
+    Args:
+        small: what `compact` made with `plan`, fine-tuned or not.
+        plan: any plan.
+        folder: made if missing.
+
+    Raises:
+        ModelError: the model carries no config.
+        PlanError: `small` was not made with `plan`; names the first tensor that differs.
+    """
+    config = copy.deepcopy(_config(small))
+    shapes = _shapes_under(small, config)
+    padded = _values(small)
+    for name, places in _places(plan, shapes).items():
+        if name not in padded or padded[name].numel() != places.numel():
+            raise PlanError(_differs(name, padded, {name: tuple(places.shape)}))
+        whole = padded[name].new_zeros(shapes[name])
+        whole.view(-1)[places.reshape(-1).to(whole.device)] = padded[name].reshape(-1)
+        padded[name] = whole
+    return _write(small, config, padded, folder)
+
+
+def _places(plan: PruningPlan, shapes: Shapes) -> dict[str, Tensor]:
+    """For every tensor that units live in, where its elements lie in the dense one."""
+    groups = [group for group in plan.groups if group.pattern.shrinks]
+    names = {axis.tensor for group in groups for axis in group.axes if axis.role != "count"}
+    missing = sorted(names - set(shapes))
+    if missing:
+        raise PlanError(f"the plan speaks of '{missing[0]}', which the config's model lacks.")
+    numbered = {n: torch.arange(torch.Size(shapes[n]).numel()).reshape(shapes[n]) for n in names}
+    kept = plan.indices()
+    return Layout(groups).shrink(numbered, {group.name: kept[group.name] for group in groups})
+
+
+def fitting_config(
+    small: nn.Module, plan: PruningPlan, example_inputs: Inputs | None = None
+) -> Any:
+    """The config whose model has the shapes of `small` and computes the same.
+
+    Whole numbers of the config are scaled by what the plan keeps of a group, one to `TOGETHER` of
+    them at a time. Shapes alone do not decide (half the heads, or heads of half the width), so
+    both networks are run.
+
+    Raises:
+        ModelError: the model carries no config, or does not run on the inputs.
+        PlanError: there is none; names the first tensor that differs.
+    """
+    config = _config(small)
+    wanted = {name: tuple(tensor.shape) for name, tensor in tensors_of(small).items()}
+    found = _shapes_under(small, config)
+    apart = _apart(wanted, found)
+    if not apart:
+        return copy.deepcopy(config)
+    inputs = _inputs(small, example_inputs)
+    for scales in _sets(_scales(small, config, plan, set(apart))):
+        scaled = _with(config, scales)
+        if _shapes_under(small, scaled) == wanted and _agree(small, scaled, inputs):
+            return scaled
+    raise PlanError(
+        f"{_differs(apart[0], tensors_of(small), found)} A config has one width for all layers, "
+        "and no smaller one fits: use a plan that keeps as much of every layer, export_padded, or "
+        "prune_env.save."
+    )
+
+
+def _scales(small: nn.Module, config: Any, plan: PruningPlan, apart: set[str]) -> list[Scale]:
+    """Numbers of the config that, scaled, change nothing but tensors that must change.
+
+    One that the model refuses on its own stays in: it may need another beside it.
+    """
+    dense = _shapes_under(small, config)
+    ratios = {(len(plan.kept[g.name]), g.units) for g in plan.groups if g.pattern.shrinks}
+    scales = [
+        (name, value * kept // units)
+        for name, value in config.to_dict().items()
+        if type(value) is int and value > 1
+        for kept, units in sorted(ratios)
+        if kept < units and value * kept % units == 0
+    ]
+    result = []
+    for scale in dict.fromkeys(scales):
+        shapes = _shapes_under(small, _with(config, (scale,)))
+        changed = set(_apart(dense, shapes))
+        if not shapes or (changed and changed <= apart):
+            result.append(scale)
+    return result
+
+
+def _sets(scales: Sequence[Scale]) -> Iterator[tuple[Scale, ...]]:
+    for size in range(1, TOGETHER + 1):
+        for chosen in combinations(scales, size):
+            if len({name for name, _ in chosen}) == size:
+                yield chosen
+
+
+def _with(config: Any, scales: Sequence[Scale]) -> Any:
+    scaled = copy.deepcopy(config)
+    for name, value in scales:
+        setattr(scaled, name, value)
+    return scaled
+
+
+def _inputs(small: nn.Module, given: Inputs | None) -> Inputs:
+    inputs = getattr(small, "dummy_inputs", None) if given is None else given
+    if inputs is None:
+        raise ModelError(f"{type(small).__name__} has no dummy inputs. Give example_inputs.")
+    return inputs
+
+
+def _agree(small: nn.Module, config: Any, inputs: Inputs) -> bool:
+    """Whether the config's model, with the weights of `small`, computes what `small` does."""
+    with torch.random.fork_rng([]):
+        model = type(small)(copy.deepcopy(config)).to(_place(small))
+    model.load_state_dict(_values(small))
+    try:
+        with eval_mode(small), eval_mode(model), torch.no_grad():
+            ours, theirs = (logits_of(call_model(net, inputs)) for net in (small, model))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ModelError(
+            f"{type(small).__name__} does not run on the inputs to compare on: {error}. Give "
+            "example_inputs."
+        ) from error
+    tolerance = AGREEMENT * float(ours.abs().max())
+    return ours.shape == theirs.shape and float((ours - theirs).abs().max()) <= tolerance
+
+
+def _place(model: nn.Module) -> Tensor:
+    """A tensor on the model's device and of its type."""
+    return next(model.parameters()).detach()
+
+
+def _values(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in tensors_of(model).items()}
+
+
+def _apart(wanted: Shapes, found: Shapes) -> list[str]:
+    """Names of tensors that only one side has, or in another shape."""
+    names = [*wanted, *(name for name in found if name not in wanted)]
+    return [name for name in names if wanted.get(name) != found.get(name)]
+
+
+def _differs(name: str, small: Mapping[str, Tensor], found: Shapes) -> str:
+    shape = tuple(small[name].shape) if name in small else "absent"
+    return (
+        f"'{name}' is {shape} in the pruned network, {found.get(name, 'absent')} in the network "
+        "that the config describes."
+    )
+
+
+def _shapes_under(small: nn.Module, config: Any) -> Shapes:
+    """Shapes of the model's class under a config, on no device; none where it refuses."""
+    try:
+        with torch.device("meta"):
+            model = type(small)(copy.deepcopy(config))
+    except (ValueError, TypeError, ArithmeticError, RuntimeError):
+        return {}
+    return {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
+
+
+def _config(model: nn.Module) -> Any:
+    config = config_of(model)
+    if config is None:
+        raise ModelError(
+            f"{type(model).__name__} carries no config of the transformers library, so it cannot "
+            "become a from_pretrained folder. Use prune_env.save."
+        )
+    return config
+
+
+def _write(
+    small: nn.Module, config: Any, tensors: Mapping[str, Tensor], folder: str | Path
+) -> Path:
+    with torch.device("meta"):
+        model: Any = type(small)(config)
+    model.load_state_dict(dict(tensors), assign=True)
+    model.tie_weights()
+    model.save_pretrained(Path(folder))
+    return Path(folder)

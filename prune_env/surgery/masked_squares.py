@@ -1,0 +1,160 @@
+"""Closed-form repair of a matrix that loses single weights: the kept ones of a row take over.
+
+Legend: O rows, D columns, R rows of units (O / R rows each), U units of such a row (D / U columns
+each); S covariance of the columns.
+
+With K the columns a row keeps and G those it gives up, the best new row is
+w'[K] = w[K] + w[G] S[G,K] S[K,K]^-1, w'[G] = 0 (Frantar & Alistarh 2022, OBC, eq. 4 for a set).
+Rows have masks of their own, so unlike a ladder of whole columns (least_squares.py) there is no
+common factorisation: every level is solved when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from prune_env.surgery.least_squares import RIDGE, factorise
+
+EXACT_COLUMNS = 256
+"""Widest matrix whose rows are solved exactly, O(D^3) a row; wider ones as SparseGPT does it.
+
+A level of 512 x 512 took 12 s exactly and 0.3 s by sweep (one busy core), for 15 % less error."""
+
+CHUNK = 32 * 2**20
+"""Bytes of the systems that are factorised together."""
+
+Update = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""New weights (O, D) from the dense ones (O, D), S (D, D) and which stay, (R, D) bool."""
+
+
+def exact_rows(weight_OD: Tensor, matrix_DD: Tensor, keep_RD: Tensor) -> Tensor:
+    """Least squares on the kept columns of every row, by one Cholesky factorisation each."""
+    rows, columns = keep_RD.shape
+    weight_RGD = weight_OD.reshape(rows, -1, columns)
+    new_RGD = torch.empty_like(weight_RGD)
+    step = max(1, CHUNK // (8 * columns**2))
+    for part in (slice(start, start + step) for start in range(0, rows, step)):
+        keep_RD1 = keep_RD[part, :, None].to(weight_OD)
+        kept_RGD = weight_RGD[part] * keep_RD1.mT
+        # The removed columns get equations of their own, 1 x = 0.
+        system_RDD = matrix_DD * keep_RD1 * keep_RD1.mT + torch.diag_embed(1 - keep_RD1.squeeze(2))
+        lost_RDG = ((weight_RGD[part] - kept_RGD) @ matrix_DD).mT * keep_RD1
+        change_RDG = torch.cholesky_solve(lost_RDG, torch.linalg.cholesky(system_RDD))
+        new_RGD[part] = kept_RGD + change_RDG.mT
+    return new_RGD.reshape(weight_OD.shape)
+
+
+def column_sweep(weight_OD: Tensor, matrix_DD: Tensor, keep_RD: Tensor, block: int = 128) -> Tensor:
+    """One sweep over the columns; the ones to the right take over for each that goes.
+
+    Frantar & Alistarh 2023, SparseGPT, eq. 4 and algorithm 1, for a mask that is given. O(D^2) a
+    row; a kept column no longer changes once the sweep has passed it, so less is won than by
+    `exact_rows`.
+    """
+    columns = weight_OD.shape[1]
+    inverse_DD = torch.cholesky_inverse(torch.linalg.cholesky(matrix_DD))
+    upper_DD = torch.linalg.cholesky(inverse_DD, upper=True)
+    gone_OD = (~keep_RD).repeat_interleave(len(weight_OD) // len(keep_RD), 0)
+    new_OD = weight_OD.clone()
+    for start in range(0, columns, block):
+        stop = min(start + block, columns)
+        error_OB = torch.zeros_like(new_OD[:, start:stop])
+        for j in range(start, stop):
+            error_O = torch.where(gone_OD[:, j], new_OD[:, j] / upper_DD[j, j], 0.0)
+            new_OD[:, j:stop] -= torch.outer(error_O, upper_DD[j, j:stop])
+            error_OB[:, j - start] = error_O
+        new_OD[:, stop:] -= error_OB @ upper_DD[start:stop, stop:]
+    return new_OD.masked_fill(gone_OD, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedSolver:
+    """All levels of one group of weights; the interface of `least_squares.Solver`.
+
+    Attributes:
+        weight_OD: the dense weights; float64.
+        matrix_DD: S plus the ridge.
+        mean_D: mean of the columns, zero where the layer cannot take a shift.
+        rank_RU: place of every unit in the order, 0 for the last to be removed.
+        update: how the kept weights take over.
+        ridge, raised: see `least_squares.Solver`.
+    """
+
+    weight_OD: Tensor
+    matrix_DD: Tensor
+    mean_D: Tensor
+    rank_RU: Tensor
+    update: Update
+    ridge: float
+    raised: bool
+    _losses: dict[int, float] = field(default_factory=dict, repr=False)
+
+    @staticmethod
+    def of(
+        weight_OD: Tensor,
+        matrix_DD: Tensor,
+        mean_D: Tensor,
+        rank_RU: Tensor,
+        ridge: float = RIDGE,
+        update: Update | None = None,
+    ) -> MaskedSolver:
+        """See the attributes; `ridge` and `matrix_DD` as in `least_squares.Solver.of`.
+
+        `update` None solves exactly up to `EXACT_COLUMNS` columns and sweeps over more.
+        """
+        columns = len(matrix_DD)
+        added, _, raised = factorise(matrix_DD.double(), ridge)
+        ridged_DD = matrix_DD.double() + added * torch.eye(columns, dtype=torch.float64)
+        chosen = update or (exact_rows if columns <= EXACT_COLUMNS else column_sweep)
+        return MaskedSolver(
+            weight_OD.double(), ridged_DD, mean_D.double(), rank_RU, chosen, added, raised
+        )
+
+    def weight(self, units: int) -> Tensor:
+        """Repaired weights, zero where removed, (D, O)."""
+        if units == self.rank_RU.numel():
+            return self.weight_OD.T
+        new_OD = self.update(self.weight_OD, self.matrix_DD, self._keep(units))
+        self._losses[units] = self._squares(self.weight_OD - new_OD)
+        return new_OD.T
+
+    def cut(self, units: int) -> Tensor:
+        """The dense weights, zero where removed, (D, O)."""
+        rows_each = len(self.weight_OD) // len(self.rank_RU)
+        return (self.weight_OD * self._keep(units).repeat_interleave(rows_each, 0)).T
+
+    def missing_mean(self, units: int, weight_DO: Tensor) -> Tensor:
+        """What the outputs lose on average and the bias must give back, (O,)."""
+        return self.mean_D @ (self.weight_OD.T - weight_DO)
+
+    def missing_variance(self, units: int, weight_DO: Tensor) -> Tensor:
+        """What the outputs lose in variance, W S WT - W' S W'T on its diagonal, (O,)."""
+        new_OD = weight_DO.T
+        ridged_O = ((self.weight_OD @ self.matrix_DD) * self.weight_OD).sum(1)
+        ridged_O = ridged_O - ((new_OD @ self.matrix_DD) * new_OD).sum(1)
+        return ridged_O - self.ridge * (self.weight_OD.square() - new_OD.square()).sum(1)
+
+    def loss(self, units: int) -> float:
+        """Mean squared error of the outputs plus ridge times the squared change of the weights.
+
+        Never rises with `units` where rows are solved exactly.
+        """
+        if units == self.rank_RU.numel():
+            return 0.0
+        if units == 0:
+            return self._squares(self.weight_OD)
+        if units not in self._losses:
+            self.weight(units)
+        return self._losses[units]
+
+    def _keep(self, units: int) -> Tensor:
+        """Which columns every row of units keeps, (R, D)."""
+        each = self.weight_OD.shape[1] // self.rank_RU.shape[1]
+        return (self.rank_RU < units).repeat_interleave(each, 1)
+
+    def _squares(self, change_OD: Tensor) -> float:
+        return float(((change_OD @ self.matrix_DD) * change_OD).sum())

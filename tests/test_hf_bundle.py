@@ -1,0 +1,213 @@
+"""Pruned transformers on disk: the same outputs back, from our folder and from plain ones."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prune_env.deploy.bundle import METADATA, WEIGHTS, load, save
+from prune_env.deploy.configs import CONFIG
+from prune_env.deploy.pretrained import export_padded, export_pretrained, fitting_config
+from prune_env.errors import ModelError, PlanError, RunError
+from prune_env.storage import load_tensors
+from prune_env.structure.discover import find_groups
+from prune_env.structure.groups import PrunableGroup
+from prune_env.surgery.apply import compact
+from prune_env.surgery.plan import PruningPlan, rank_units
+from prune_env.testing import toy_model
+
+transformers = pytest.importorskip("transformers")
+transformers.utils.logging.disable_progress_bar()
+
+SIZES = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def mistral() -> nn.Module:
+    config = transformers.MistralConfig(
+        **SIZES, num_key_value_heads=2, sliding_window=None, tie_word_embeddings=True, head_dim=8
+    )
+    return transformers.MistralForCausalLM(config)
+
+
+def bert() -> nn.Module:
+    return transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES))
+
+
+FACTORIES: dict[str, Callable[[], nn.Module]] = {"mistral": mistral, "bert": bert}
+MLP = "mlp", "intermediate"
+
+
+def tokens() -> dict[str, Tensor]:
+    return {"input_ids": torch.randint(64, (2, 12), generator=torch.Generator().manual_seed(0))}
+
+
+@cache
+def found(name: str) -> tuple[nn.Module, tuple[PrunableGroup, ...]]:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = FACTORIES[name]().eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+    return model, tuple(g for g in find_groups(model, tokens()) if not g.frozen)
+
+
+def pruned(
+    name: str, keeps: Callable[[int, PrunableGroup], float]
+) -> tuple[nn.Module, PruningPlan]:
+    """A pruned model whose weights no factory makes, and its plan."""
+    model, groups = found(name)
+    levels = [group.nearest_level(keeps(n, group) * group.units) for n, group in enumerate(groups)]
+    plan = PruningPlan.of_levels(groups, levels, rank_units(model, groups))
+    small = compact(model, plan)
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.mul_(1.01)
+    return small.eval(), plan
+
+
+def half(number: int, group: PrunableGroup) -> float:
+    return 0.5
+
+
+def uneven(number: int, group: PrunableGroup) -> float:
+    return 0.25 + 0.5 * (number % 2)
+
+
+def only_neurons(number: int, group: PrunableGroup) -> float:
+    return 0.5 if group.units == SIZES["intermediate_size"] else 1.0
+
+
+def logits(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(**tokens()).logits
+
+
+def auto(name: str, folder: Path) -> nn.Module:
+    return type(found(name)[0]).from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize("keeps", [half, uneven])
+def test_our_folder_needs_no_factory(name: str, keeps: Any, tmp_path: Path) -> None:
+    small, plan = pruned(name, keeps)
+    save(tmp_path, small, plan, {"why": "test"})
+    for again in (load(tmp_path), load(tmp_path, FACTORIES[name])):
+        assert torch.equal(logits(again), logits(small))
+        assert sum(p.numel() for p in again.parameters()) == sum(
+            p.numel() for p in small.parameters()
+        )
+
+
+def test_tied_weights_are_written_once_and_come_back_tied(tmp_path: Path) -> None:
+    small, plan = pruned("mistral", half)
+    save(tmp_path, small, plan)
+    assert sum(t.numel() for t in load_tensors(tmp_path / WEIGHTS).values()) == sum(
+        p.numel() for p in small.parameters()
+    )
+    again: Any = load(tmp_path)
+    assert again.lm_head.weight is again.get_input_embeddings().weight
+
+
+def test_the_precision_comes_back(tmp_path: Path) -> None:
+    small, plan = pruned("mistral", half)
+    save(tmp_path, copy.deepcopy(small).bfloat16(), plan)
+    assert {p.dtype for p in load(tmp_path).parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_uniform_plan_is_a_plain_folder(name: str, tmp_path: Path) -> None:
+    small, plan = pruned(name, only_neurons if name == "bert" else half)
+    export_pretrained(small, plan, tmp_path)
+    again = auto(name, tmp_path)
+    assert again.config.intermediate_size == 24
+    # Half the heads, not heads of half the width, which would have the same shapes.
+    assert getattr(again.config, "head_dim", 8) == 8
+    torch.testing.assert_close(logits(again), logits(small), rtol=1e-5, atol=1e-5)
+    assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in small.parameters())
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize("keeps", [half, uneven])
+def test_any_plan_is_a_padded_folder(name: str, keeps: Any, tmp_path: Path) -> None:
+    small, plan = pruned(name, keeps)
+    export_padded(small, plan, tmp_path)
+    again = auto(name, tmp_path)
+    torch.testing.assert_close(logits(again), logits(small), rtol=1e-5, atol=1e-5)
+    dense = found(name)[0]
+    assert {n: p.shape for n, p in again.named_parameters()} == {
+        n: p.shape for n, p in dense.named_parameters()
+    }
+    zeros = sum(int((p == 0).sum()) for p in again.parameters())
+    removed = sum(p.numel() for p in dense.parameters()) - sum(
+        p.numel() for p in small.parameters()
+    )
+    assert zeros >= removed > 0
+
+
+def test_an_uneven_plan_names_the_first_layer_that_differs(tmp_path: Path) -> None:
+    """The config can follow one layer; the first that does not fit is named, with the cures."""
+
+    def first_only(number: int, group: PrunableGroup) -> float:
+        neurons = group.units == SIZES["intermediate_size"]
+        return 0.5 if neurons and ".0." in group.name else 1.0
+
+    small, plan = pruned("mistral", first_only)
+    with pytest.raises(PlanError, match=r"layers\.\d\.mlp.*one width.*export_padded"):
+        export_pretrained(small, plan, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_heads_that_a_config_cannot_say_are_refused() -> None:
+    """BERT's head width follows from its number of heads, so fewer heads fit no config."""
+    small, plan = pruned("bert", lambda n, g: 0.5 if g.units == 4 else 1.0)
+    if all(len(plan.kept[g.name]) == g.units for g in plan.groups):
+        pytest.skip("no attention heads found")
+    with pytest.raises(PlanError, match="attention"):
+        fitting_config(small, plan)
+
+
+def test_a_model_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"carries no config.*prune_env\.save"):
+        export_padded(toy_model("chain"), PruningPlan((), {}), tmp_path)
+
+
+def test_a_folder_without_config_asks_for_a_factory(tmp_path: Path) -> None:
+    save(tmp_path, toy_model("chain"), PruningPlan((), {}))
+    with pytest.raises(RunError, match="Give a factory"):
+        load(tmp_path)
+
+
+def test_a_folder_cannot_name_code_to_run(tmp_path: Path) -> None:
+    small, plan = pruned("bert", half)
+    save(tmp_path, small, plan)
+    described = json.loads((tmp_path / METADATA).read_text())
+    for name in ("AutoTokenizer", "NoSuchModel", "logging"):
+        (tmp_path / METADATA).write_text(json.dumps({**described, "class": name}))
+        with pytest.raises(RunError, match=f"cannot make the {name}"):
+            load(tmp_path)
+
+
+def test_another_model_in_the_folder_leaves_no_config_behind(tmp_path: Path) -> None:
+    save(tmp_path, *pruned("bert", half))
+    assert (tmp_path / CONFIG).is_file()
+    save(tmp_path, toy_model("chain"), PruningPlan((), {}))
+    assert not (tmp_path / CONFIG).exists()
+
+
+def test_a_plan_of_another_cut_is_refused(tmp_path: Path) -> None:
+    small, _ = pruned("mistral", half)
+    _, other = pruned("mistral", uneven)
+    with pytest.raises(PlanError, match="in the pruned network"):
+        export_padded(small, other, tmp_path)
