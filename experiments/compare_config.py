@@ -19,7 +19,9 @@ class CompareConfig:
     on: str = option("macs", "cost that the budget limits: macs, params or bytes")
     evaluations: int = option(200, "plans that each search may measure")
     reward: str = option("kl", "reward of an episode")
-    criterion: str = option("l1", "what makes a unit worth keeping")
+    units: str = option("structured", "what may go, see --help of experiments.run")
+    criterion: str = option("obs", "what makes a unit worth keeping")
+    repair: str = option("least_squares+batchnorm", "what is done to a plan before it is measured")
     searchers: tuple[str, ...] = option(
         ("uniform", "global", "random", "ppo"), "comma separated", identity=False
     )

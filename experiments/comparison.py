@@ -61,7 +61,10 @@ def _blocks(results: Results, table: Table) -> list[Block]:
         Code(results["command"]),
         Heading("Best plan of each search"),
         table,
-        Text("Measured on the reward samples (training data), before fine-tuning." + beside),
+        Text(
+            "Measured on the reward samples (training data), before fine-tuning; the column of "
+            "test, where there is one, chose nothing." + beside
+        ),
         Text(
             "Mean ± standard deviation over seeds; below, the interquartile mean (IQM) and its "
             f"95 % bootstrap interval ({RESAMPLES:,} resamples of the seeds). With fewer than "

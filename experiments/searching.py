@@ -20,7 +20,7 @@ from experiments.presets import open_named
 from experiments.progress import progress
 from experiments.project import Project
 from experiments.quality import ACCURACY, Yardstick
-from experiments.stages import machine
+from experiments.stages import machine, quality
 from experiments.summaries import summarise
 from prune_env import Ledger, PruningTask
 from prune_env.mdp.rewards import Outcome
@@ -71,7 +71,7 @@ def compare(config: CompareConfig, command: str) -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def _opened(config: CompareConfig) -> Project | PruningTask:
     """What the config names, opened once in every process."""
-    names = ("budget", "on", "reward", "criterion")
+    names = ("budget", "on", "reward", "units", "criterion", "repair")
     return open_named(config.task, **{name: getattr(config, name) for name in names})
 
 
@@ -154,6 +154,12 @@ def _search(job: Job) -> dict[str, Any]:
     return _figures(job, result)
 
 
+def _held_out(config: CompareConfig, kept: Sequence[int]) -> float | None:
+    """The figure of quality on test, before fine-tuning, if the task comes with such data."""
+    opened = _opened(config)
+    return quality(opened, opened.task.network(kept)) if isinstance(opened, Project) else None
+
+
 def _figures(job: Job, result: SearchResult) -> dict[str, Any]:
     best, yardstick = result.best, yardstick_of_task(job.config)
     return {
@@ -164,6 +170,7 @@ def _figures(job: Job, result: SearchResult) -> dict[str, Any]:
         "reward": best.reward,
         "kl": best.metrics.kl,
         yardstick.name: yardstick.of(best.metrics),
+        "held_out": _held_out(job.config, best.kept),
         "macs_ratio": best.flops_ratio,
         "params_ratio": best.params_ratio,
         "kept": list(best.kept),

@@ -15,7 +15,7 @@ from experiments.quality import ACCURACY, Yardstick
 from experiments.series import style_of
 
 RESAMPLES = 10_000
-MEASURES = ("reward", "kl", "quality")
+MEASURES = ("reward", "kl", "quality", "held_out")
 """Fields of a `Summary` that are spreads; quality is what the yardstick says."""
 
 Run = Mapping[str, Any]
@@ -41,7 +41,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Summary:
-    """One searcher over its seeds; `evaluations` and `seconds` are means per search."""
+    """One searcher over its seeds; `evaluations` and `seconds` are means per search.
+
+    `quality` is of the reward samples, `held_out` of test (None where the task has none).
+    """
 
     searcher: str
     seeds: int
@@ -50,6 +53,7 @@ class Summary:
     reward: Spread
     kl: Spread
     quality: Spread
+    held_out: Spread | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON-able data."""
@@ -58,7 +62,8 @@ class Summary:
     @staticmethod
     def from_dict(entry: Mapping[str, Any]) -> Summary:
         """What `to_dict` gave."""
-        return Summary(**{**entry, **{key: Spread(**entry[key]) for key in MEASURES}})
+        spreads = {key: Spread(**entry[key]) for key in MEASURES if entry.get(key)}
+        return Summary(**{**entry, **spreads})
 
 
 def interquartile_mean(values: np.ndarray) -> np.ndarray:
@@ -84,6 +89,7 @@ def summarise(runs: Sequence[Run], yardstick: Yardstick = ACCURACY) -> list[Summ
     result = []
     for name in dict.fromkeys(run["searcher"] for run in runs):
         mine = [run for run in runs if run["searcher"] == name]
+        held_out = [run["held_out"] for run in mine if run.get("held_out") is not None]
         result.append(
             Summary(
                 searcher=name,
@@ -93,6 +99,7 @@ def summarise(runs: Sequence[Run], yardstick: Yardstick = ACCURACY) -> list[Summ
                 reward=spread_of([run["reward"] for run in mine]),
                 kl=spread_of([run["kl"] for run in mine]),
                 quality=spread_of([run[yardstick.name] for run in mine]),
+                held_out=spread_of(held_out) if len(held_out) == len(mine) else None,
             )
         )
     return result
@@ -100,9 +107,11 @@ def summarise(runs: Sequence[Run], yardstick: Yardstick = ACCURACY) -> list[Summ
 
 def summary_table(summaries: Sequence[Summary], yardstick: Yardstick = ACCURACY) -> Table:
     """Mean and deviation, and below them the interquartile mean with its interval."""
-    signs = {"reward": 1, "kl": -1, "quality": yardstick.sign}
+    signs = {"reward": 1, "kl": -1, "quality": yardstick.sign, "held_out": yardstick.sign}
+    if any(summary.held_out is None for summary in summaries):
+        del signs["held_out"]
     best = {key: _ahead(summaries, key, sign) for key, sign in signs.items()}
-    shows = {"reward": plain, "kl": plain, "quality": yardstick.show}
+    shows = {key: yardstick.show if key in ("quality", "held_out") else plain for key in signs}
     lines = []
     for k, summary in enumerate(summaries):
         measures = [
@@ -119,7 +128,8 @@ def summary_table(summaries: Sequence[Summary], yardstick: Yardstick = ACCURACY)
             )
         )
     columns = ("searcher", "seeds", "evaluations", "time", "reward", "KL, nats", yardstick.name)
-    return Table(columns, tuple(lines))
+    held_out = (f"{yardstick.name}, test",) if "held_out" in signs else ()
+    return Table((*columns, *held_out), tuple(lines))
 
 
 def _ahead(summaries: Sequence[Summary], key: str, sign: int) -> set[int]:

@@ -243,7 +243,7 @@ def toy_inputs(name: str, seed: int = 0, batch: int = 2) -> Inputs:
 def toy_task(
     target: float | Sequence[float] = 0.35,
     length: int = 4,
-    units: int = 20,
+    width: int = 20,
     budget: float = 1.0,
     **options: Any,
 ) -> PruningTask:
@@ -253,23 +253,23 @@ def toy_task(
         target: the sparsity that is best for every group, or one for each. With the budget
             given back (the default) only a target that spends it can be reached.
         length: number of groups.
-        units: units per group.
+        width: units per group.
         budget: fraction of the cost that may remain; a chain of equally wide layers is priced.
         options: `leftover`; other task options have no effect.
     """
     leftover = leftover_named(TaskOptions.of(options).leftover)
     targets = [target] * length if isinstance(target, float) else list(target)
     length = len(targets)
-    groups = tuple(_toy_group(number, units) for number in range(length))
-    shapes = [(units, units)] * length
+    groups = tuple(_toy_group(number, width) for number in range(length))
+    shapes = [(width, width)] * length
     costs = _toy_costs(groups, shapes)
 
     def evaluate(kept: tuple[int, ...]) -> Metrics:
         pairs = zip(kept, targets, strict=True)
-        error = sum(abs(1 - k / units - t) for k, t in pairs) / len(kept)
+        error = sum(abs(1 - k / width - t) for k, t in pairs) / len(kept)
         return Metrics(accuracy=1 - error, loss=error, kl=error, samples=1)
 
-    scores = {group.name: torch.arange(units, 0, -1, dtype=torch.float64) for group in groups}
+    scores = {group.name: torch.arange(width, 0, -1, dtype=torch.float64) for group in groups}
     return PruningTask(
         groups, costs, evaluate, scores, budget, reward=_closeness, name="toy", leftover=leftover
     )

@@ -110,7 +110,7 @@ def test_an_agent_solves_the_toy_within_2000_steps(name: str, evaluations: int) 
 @pytest.mark.parametrize("name", AGENTS)
 def test_an_untrained_policy_is_about_uniform(name: str) -> None:
     """Two evaluations: uniform, then the policy before any learning."""
-    task = toy_task(budget=0.6, units=100)
+    task = toy_task(budget=0.6, width=100)
     uniform, policy = (np.array(o.kept) / 100 for o in run_search(task, name, 2, 0).history)
     assert np.abs(policy - uniform).max() < 0.15
 

@@ -162,7 +162,7 @@ def test_observations_lie_in_the_box(data: st.DataObject) -> None:
 
 
 def test_features_of_a_state_by_hand() -> None:
-    task = toy_task(length=4, units=20, budget=0.6)
+    task = toy_task(length=4, width=20, budget=0.6)
     seen = dict(zip(FEATURES, task.observe(State((10, 20), (0.5, 0.0))).tolist(), strict=True))
     total = 4 * 400 + 1
     assert seen == pytest.approx(
@@ -185,7 +185,7 @@ def test_features_of_a_state_by_hand() -> None:
 @given(data=st.data())
 def test_uniform_is_uniform(data: st.DataObject) -> None:
     """Equal groups in a chain: no two differ by more than the one level that is left over."""
-    task = toy_task(units=data.draw(st.integers(5, 40)), budget=data.draw(st.floats(0.1, 1.0)))
+    task = toy_task(width=data.draw(st.integers(5, 40)), budget=data.draw(st.floats(0.1, 1.0)))
     kept = task.decode([0.0] * task.length)
     assert max(kept) - min(kept) <= 1
     assert task.uniform_sparsity == pytest.approx(1 - sum(kept) / len(kept) / task.groups[0].units)

@@ -37,20 +37,19 @@ def columns_of(
 ) -> Tensor:
     """Columns at output positions drawn once for the whole batch, (N, D), kernel before channel.
 
-    Only what the drawn positions see is copied. `flattened` gives the order of the weight.
+    Only what the drawn positions see is copied. `flattened` gives the order of the weight. A linear
+    layer gives all it reads: tokens differ, neighbouring pixels hardly do.
 
     Args:
         module: a layer that `has_columns`.
         x: its input.
-        positions: how many to draw without replacement; None takes all.
+        positions: how many places of a convolution to draw without replacement; None takes all.
         generator: of the draw.
     """
     if not isinstance(module, _CONVS):
-        rows_BPC = x.reshape(-1 if x.ndim > 1 else 1, x.shape[1:-1].numel(), x.shape[-1])
-        starts_P, taps_K = torch.arange(rows_BPC.shape[1]), torch.zeros(1, dtype=torch.int64)
-    else:
-        padded, starts_P, taps_K = _conv_places(module, x)
-        rows_BPC = padded.flatten(2).transpose(1, 2)
+        return x.reshape(-1, x.shape[-1])
+    padded, starts_P, taps_K = _conv_places(module, x)
+    rows_BPC = padded.flatten(2).transpose(1, 2)
     if positions is not None and len(starts_P) > positions:
         starts_P = starts_P[torch.randperm(len(starts_P), generator=generator)[:positions]]
     places = (starts_P[:, None] + taps_K).reshape(-1).to(x.device)
