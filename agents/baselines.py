@@ -14,10 +14,16 @@ def uniform(ledger: Ledger, seed: int) -> None:
 
 
 def random(ledger: Ledger, seed: int) -> None:
-    """Independent random sparsities, shifted together to the budget, until all is spent."""
-    generator = np.random.default_rng(seed)
+    """Independent random sparsities around the uniform plan, until all is spent.
+
+    How far they spread is drawn for every plan, from a fortieth of the range to all of it: with
+    many groups plans that ignore the uniform one are all bad, with few groups they are the best.
+    """
+    task, generator = ledger.task, np.random.default_rng(seed)
     while True:
-        ledger.measure(ledger.task.decode(generator.random(ledger.task.length).tolist()))
+        spread = 10.0 ** generator.uniform(-1.6, 0.0)
+        offsets = spread * generator.uniform(-1.0, 1.0, task.length)
+        ledger.measure(task.decode((task.uniform_sparsity + offsets).tolist()))
 
 
 def global_threshold(ledger: Ledger, seed: int) -> None:
