@@ -66,20 +66,36 @@ def quality(config: BigBirdConfig) -> dict[str, Any]:
 
     model, tokens_RT = load(config)
     figures: dict[str, Any] = {"dense_perplexity": perplexity(model, tokens_RT)}
+    shared: dict[str, Any] = {
+        "block": config.block, "seed": config.seed, "length": tokens_RT.shape[1],
+    }  # fmt: skip
     rows = []
     for window, leading, random in COUNTS:
         counts = {"window": window, "global_": leading, "random": random}
         both = [
-            sparsify_attention(model, backend=name, block=config.block, seed=config.seed, **counts)
+            sparsify_attention(model, backend=name, **shared, **counts)
             for name in ("masked", "gather")
         ]
         with torch.no_grad():
             masked, gathered = (sparse(tokens_RT[:8]).logits for sparse in both)
         apart = float((masked - gathered).abs().max())
         row = {**counts, "perplexity": perplexity(both[1], tokens_RT), "gather_masked": apart}
-        rows.append({**row, "kept": kept_share(both[1], tokens_RT.shape[1])})
+        row |= {"kept": kept_share(both[1], tokens_RT.shape[1]), "macs": macs(both[1], tokens_RT)}
+        rows.append(row)
         note(f"{window}, {leading}, {random}: {rows[-1]['perplexity']:.4f}")
-    return {**figures, "rows": rows, "tokens": list(tokens_RT.shape)}
+    whole = sparsify_attention(model, random=tokens_RT.shape[1], **shared)
+    everything = macs(whole, tokens_RT)
+    for row in rows:
+        row["macs_ratio"] = row["macs"] / everything
+    return {**figures, "rows": rows, "macs": everything, "tokens": list(tokens_RT.shape)}
+
+
+def macs(sparse: Any, tokens_RT: Any) -> float:
+    """MACs of the network for one row of tokens, of its attention those of kept blocks only."""
+    from prune_env.measure.costs import CostModel, metric_index
+
+    inputs = {"input_ids": tokens_RT[:2], "use_cache": False}
+    return float(CostModel.of(sparse, inputs, ()).dense[metric_index("macs")])
 
 
 def load(config: BigBirdConfig) -> tuple[Any, Any]:
@@ -193,12 +209,14 @@ def page(figures: Mapping[str, Any]) -> str:
             f"{settings['block']}, on {tokens[0]} rows of {tokens[1]} tokens; dense "
             f"{figures['dense_perplexity']:.4f}.\n\n"
         )
-        head = ["window", "global", "random", "blocks read", "perplexity", "gather - masked"]
+        head = ["window", "global", "random", "blocks read", "MACs of the network", "perplexity",
+                "gather - masked"]  # fmt: skip
         text += markdown(
             head,
             [
                 [str(row["window"]), str(row["global_"]), str(row["random"]),
-                 f"{row['kept']:.1%}", f"{row['perplexity']:.4f}", f"{row['gather_masked']:.0e}"]
+                 f"{row['kept']:.1%}", f"{row['macs_ratio']:.1%}", f"{row['perplexity']:.4f}",
+                 f"{row['gather_masked']:.0e}"]
                 for row in rows
             ],
         ) + "\n"  # fmt: skip

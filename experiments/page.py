@@ -64,10 +64,10 @@ class Table:
 
     def html(self) -> str:
         """A table that scrolls sideways on a narrow screen."""
-        head = "".join(f"<th>{escape(column)}</th>" for column in self.columns)
+        header = "".join(f"<th>{escape(column)}</th>" for column in self.columns)
         body = "".join(f"<tr>{''.join(c.html() for c in row)}</tr>\n" for row in self.rows)
         return (
-            f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
+            f'<div class="wide"><table><thead><tr>{header}</tr></thead>'
             f"<tbody>\n{body}</tbody></table></div>"
         )
 

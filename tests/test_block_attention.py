@@ -14,14 +14,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from toys import counted_macs
 
-from prune_env.attention.attach import sparsify_attention
+from prune_env.attention.attach import sparsify_attention, with_full_attention
 from prune_env.attention.backends import Visible, auto, flex, flex_with, gather, masked
 from prune_env.attention.checks import require_length, require_sparse
 from prune_env.attention.density import block_macs, density_groups, follow_heads
 from prune_env.attention.layout import BlockLayout, layout_of
 from prune_env.errors import ConfigError, GroupError, ModelError, PruneEnvError
+from prune_env.measure.costs import CostModel
 from prune_env.structure.discover import find_groups
+from prune_env.structure.options import constrain
 from prune_env.surgery.apply import compact
 from prune_env.surgery.apply import masked as masked_model
 from prune_env.surgery.plan import PruningPlan
@@ -483,7 +486,7 @@ def test_density_is_pruned_like_any_unit(name: str, per_head: bool) -> None:
         torch.testing.assert_close(logits(small, x), same, atol=1e-5, rtol=0)
         seen.append([m.block_mask for m in small.modules() if hasattr(m, "block_mask")])
         assert seen[-1][0].dtype == torch.bool
-        assert [g.max_keep for g in density_groups(small)] == levels
+        assert [g.units for g in density_groups(small)] == levels
     for wide, narrow in itertools.pairwise(seen):
         assert all((a >= b).all() and (a != b).any() for a, b in zip(wide, narrow, strict=True))
     eye = torch.eye(8, dtype=torch.bool).expand(4, -1, -1)
@@ -526,6 +529,53 @@ def test_macs_of_a_block_are_counted_ones() -> None:
         price * sparse.get_buffer(name).numel() for name, price in block_macs(sparse).items()
     )
     assert 2 * macs == counts["bmm"]
+
+
+@pytest.mark.parametrize("random", [0, 99])
+@pytest.mark.parametrize(
+    ("name", "per_head"), [("mistral", False), ("gpt2", True), ("bert", False), ("bert", True)]
+)
+def test_costs_are_what_gather_multiplies(name: str, per_head: bool, random: int) -> None:
+    """Blocks that causality forbids, or that are gone already, are part of no cost."""
+    options = {"use_cache": False} if name in ("mistral", "gpt2") else {}
+    fields = {"block": 8, "per_head": per_head, "random": random, "seed": 3}
+    sparse = sparsify_attention(tiny(name, **options), backend="gather", **fields)
+    groups, inputs = density_groups(sparse), {"input_ids": tokens(64)}
+    costs = CostModel.of(sparse, inputs, groups)
+    assert costs.dense[0] == pytest.approx(counted_macs(sparse, inputs), rel=1e-9)
+    masked_copy = sparsify_attention(tiny(name, **options), backend="masked", **fields)
+    for found in (groups, ()):  # told of the groups or not, what is there costs the same
+        assert CostModel.of(masked_copy, inputs, found).dense[0] == pytest.approx(costs.dense[0])
+    orders = {g.name: g.pattern.order(torch.zeros(g.grid)) for g in groups}
+    for share in (0.0, 0.3, 0.8):
+        levels = [g.levels[round(share * (len(g.levels) - 1))] for g in groups]
+        small = compact(sparse, PruningPlan.of_levels(groups, levels, orders))
+        assert costs(levels)[0] == pytest.approx(counted_macs(small, inputs), rel=1e-9)
+    half = CostModel.of(sparse, {"input_ids": tokens(32)}, groups)
+    saved, less = (c([0] * len(groups))[0] - c.dense[0] for c in (costs, half))
+    assert less == pytest.approx(saved / 4)
+
+
+def test_the_blocks_that_are_there_are_all_units() -> None:
+    """36 of 64 blocks of a causal mask exist, so half of the sparsity is 18 of them."""
+    (group, _) = density_groups(sparsify_attention(tiny("mistral"), block=8, **FULL))
+    assert (group.units, group.cells, group.absent) == (36, 64, 28)
+    assert group.levels == tuple(range(8, 37))
+    assert constrain([group], min_sparsity=0.5, max_sparsity=0.5)[0].levels == (18,)
+    again = PruningPlan.from_json(PruningPlan.uniform(tiny_sparse(), [group], 0.5).to_json())
+    assert again.sparsity == {group.name: 0.5}
+    assert again.groups == (group,)
+
+
+def tiny_sparse() -> Any:
+    return sparsify_attention(tiny("mistral"), block=8, **FULL)
+
+
+def test_full_attention_of_a_sparse_model_is_the_dense_one() -> None:
+    sparse, x = sparsify_attention(tiny("bert"), block=4, window=1), tokens()
+    before = logits(sparse, x)
+    torch.testing.assert_close(logits(with_full_attention(sparse), x), logits(tiny("bert"), x))
+    assert torch.equal(logits(sparse, x), before)
 
 
 def test_masks_from_elsewhere_have_no_groups() -> None:

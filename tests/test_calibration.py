@@ -69,7 +69,7 @@ def test_every_token_of_a_linear_layer_counts(name: str) -> None:
     assert torch.equal(found, everything)
 
 
-CONVOLUTIONS = [name for name, (layer, _) in sorted(LAYERS.items()) if not isinstance(layer, nn.Linear)]
+CONVOLUTIONS = [n for n, (layer, _) in sorted(LAYERS.items()) if not isinstance(layer, nn.Linear)]
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -232,13 +232,24 @@ def test_weights_of_two_layers_are_not_followed() -> None:
     assert not any(model.get_parameter(name) is model.embed.weight for name in found.moments)
 
 
-def test_a_consumer_too_wide_is_left_out_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_consumer_too_wide_is_read_in_blocks_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     toy = case("chain")
     monkeypatch.setattr(module_under_test, "MAX_COLUMNS", 90)
     with pytest.warns(RuntimeWarning, match="'hidden' has 96 input columns") as caught:
-        found = calibrate(toy.model, [batch_of(toy.inputs)], toy.groups)
+        found = calibrate(toy.model, [batch_of(toy.inputs)], toy.groups, positions=None)
     assert len(caught) == 1
-    assert toy.calibration.moments.keys() - found.moments.keys() == {"hidden.weight"}
+    assert toy.calibration.moments.keys() == found.moments.keys()
+    whole, cut = (c.moments["hidden.weight"] for c in (toy.calibration, found))
+    assert len(whole.parts) == 1 < len(cut.parts)
+    columns_D = torch.cat([part.columns_D for part in cut.parts])
+    assert torch.equal(columns_D.sort().values, torch.arange(96))
+    torch.testing.assert_close(cut.mean_D, whole.mean_D)
+    for part in cut.parts:
+        assert len(part.columns_D) <= 90
+        wanted_DD = whole.covariance_DD[part.columns_D][:, part.columns_D]
+        torch.testing.assert_close(part.covariance_DD, wanted_DD)
 
 
 def test_no_batches() -> None:

@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from toys import NAMES, counted_macs, toy
 
 from prune_env.errors import BudgetError, GroupError
 from prune_env.measure.costs import METRICS, CostModel
 from prune_env.measure.table import format_groups, prunable_share
+from prune_env.structure.groups import Axis, PrunableGroup, Span
+from prune_env.structure.patterns import Unstructured
 from prune_env.surgery.apply import compact
 from prune_env.surgery.plan import PruningPlan
 from prune_env.testing import toy_inputs, toy_model
@@ -106,3 +108,35 @@ def test_unknown_metrics_and_foreign_groups_are_refused() -> None:
         priced("chain").ratio([1, 1, 1], "flops")  # type: ignore[arg-type]
     with pytest.raises(GroupError, match=r"Were the groups found on another model\?"):
         CostModel.of(toy("chain").model, toy("chain").inputs, toy("residual").live)
+
+
+class Pairs(nn.Module):
+    """Similarities of rows with rows, where a mask allows them; it says what a pair costs."""
+
+    def __init__(self, rows: int = 5, width: int = 4) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(width, width), nn.Linear(width, width)
+        self.allowed: Tensor
+        self.register_buffer("allowed", torch.ones(rows, rows, dtype=torch.bool))
+        self.mask_macs = {"allowed": lambda x: float(x.shape[0] * x.shape[-1])}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.left(x) @ self.right(x).mT).where(self.allowed, 0.0)
+
+
+@pytest.mark.parametrize("absent", [0, 10])
+@pytest.mark.parametrize("prefix", ["", "1."])
+def test_masks_price_the_products_of_their_module(prefix: str, absent: int) -> None:
+    model = nn.Sequential(nn.Identity(), Pairs()) if prefix else Pairs()
+    axis = Axis(f"{prefix}allowed", (0, 1), (Span(0, 1), Span(0, 1)), (5, 5))
+    group = PrunableGroup("pairs", (5, 5), (axis,), Unstructured(25), absent=absent)
+    inputs = torch.randn(3, 5, 4)
+    costs = CostModel.of(model, inputs, [group])
+    linear = 2 * 5 * 4 * 4
+    assert costs.units.tolist() == [25 - absent] == [group.units]
+    assert costs.dense[0] == linear + 4 * (25 - absent)
+    assert [costs([kept])[0] for kept in (0, 1, 7)] == [linear, linear + 4, linear + 28]
+    assert costs.effective([7])[0] == costs([7])[0]
+    assert CostModel.of(model, inputs, []).dense[0] == counted_macs(model, inputs)
+    model.get_buffer(f"{prefix}allowed").tril_()
+    assert CostModel.of(model, inputs, []).dense[0] == linear + 4 * 15

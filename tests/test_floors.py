@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,24 @@ HOMES = {
 """Where a package may be imported at all."""
 LAZY = {"transformers", "torchvision", "pyarrow", "matplotlib"}
 """Never imported by prune_env when a module is loaded."""
+
+
+KINDS_OF_NETWORK = {
+    "attention", "attn", "head", "heads", "conv", "convolution", "qkv", "gqa", "expert", "experts",
+    "moe", "bert", "mistral", "mixtral", "llama", "qwen", "gpt", "vit", "deit", "swin", "resnet",
+    "mobilenet", "vgg", "bigbird",
+}  # fmt: skip
+"""What nothing above surgery/ needs to know to prune a network."""
+ABOVE_SURGERY = ("prune_env/mdp/", "prune_env/recovery/", "prune_env/deploy/", "prune_env/tasks/",
+                 "prune_env/testing.py", "agents/", "experiments/")  # fmt: skip
+NETWORKS = {
+    "prune_env/tasks/digits.py", "prune_env/testing.py",  # networks to prune are written there
+    "experiments/models.py", "experiments/nets.py", "experiments/zoo.py", "experiments/presets.py",
+    "experiments/pretrained.py", "experiments/vision.py", "experiments/pricing.py",
+    "experiments/inspect.py", "experiments/discovery.py",
+    "experiments/texts.py",  # batches with the keys that language models read
+}  # fmt: skip
+"""Files that say which networks there are; benches, which ask for one kind each, are free too."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +100,35 @@ def faults(path: str, source: str) -> list[str]:
     return found
 
 
+def words(source: str) -> Iterator[str]:
+    """Words of the names and strings of a file, in lower case; documentation is left out."""
+    tree = ast.parse(source)
+    documentation = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if id(node) in documentation:
+            continue
+        values = (value for _, value in ast.iter_fields(node))
+        for value in values:
+            texts = value if isinstance(value, list) else [value]
+            for text in texts:
+                if isinstance(text, str):
+                    yield from (
+                        w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", text)
+                    )
+
+
+def mentions(path: str, source: str) -> list[str]:
+    """Kinds of network that a file above surgery/ mentions but must not."""
+    free = path in NETWORKS or path.startswith("experiments/bench_")
+    if free or not path.startswith(ABOVE_SURGERY):
+        return []
+    return sorted(KINDS_OF_NETWORK.intersection(words(source)))
+
+
 def sources() -> list[Path]:
     return [p for top in ("prune_env", "agents", "experiments") for p in (ROOT / top).rglob("*.py")]
 
@@ -88,6 +136,30 @@ def sources() -> list[Path]:
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_imports_upwards(path: Path) -> None:
     assert faults(path.relative_to(ROOT).as_posix(), path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_above_surgery_knows_what_it_prunes(path: Path) -> None:
+    assert mentions(path.relative_to(ROOT).as_posix(), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "found"),
+    [
+        ("prune_env/mdp/x.py", "if hasattr(model, 'num_attention_heads'):\n    pass", True),
+        ("prune_env/recovery/x.py", "from torch.nn import Conv2d", True),
+        ("agents/x.py", "import transformers.models.bert", True),
+        ("experiments/report.py", "def f(resnet20):\n    pass", True),
+        ("experiments/x.py", "text = 'VGG and more'", True),
+        ("prune_env/deploy/x.py", "f(isMoE=1, mhead=2)\nx.self_attn", True),
+        ("prune_env/mdp/x.py", "def f():\n    'Not of heads.'\nx = 1\n'nor of conv'", False),
+        ("prune_env/mdp/x.py", "header, ahead, converged, vitality = 'overhead invites'", False),
+        ("prune_env/surgery/x.py", "num_heads = 3", False),
+        ("experiments/bench_x.py", "num_heads = 3", False),
+    ],
+)
+def test_the_reader_tells_kinds_of_network(path: str, line: str, found: bool) -> None:
+    assert bool(mentions(path, line)) == found
 
 
 def test_every_module_has_a_floor() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from prune_env.attention.backends import Visible, backend_named
 from prune_env.attention.checks import BUFFER, require_length
 from prune_env.attention.layout import BlockLayout, layout_of
 from prune_env.errors import ConfigError, ModelError
+from prune_env.structure.copies import copied
 
 NAME = "prune_env_blocks"
 """What the attention function is called in the registry of transformers."""
@@ -126,6 +127,46 @@ def _equip(name: str, module: Any, layout: BlockLayout, length: int, backend: st
     device = next((parameter.device for parameter in module.parameters()), None)
     module.register_buffer(BUFFER, mask_HNN.to(device, copy=True))
     module.block_layout, module.block_backend = layout, backend
+    width = getattr(module.config, "head_dim", None)
+    width = width or module.config.hidden_size // heads
+    module.mask_macs = {BUFFER: BlockMacs(layout.block, int(width), blocks)}
+
+
+@dataclass(frozen=True)
+class BlockMacs:
+    """What one kept block costs in a call: see `prune_env.measure.costs.MASK_MACS`.
+
+    Attributes:
+        block: tokens per block.
+        width: of a head.
+        blocks: along the sequence that the mask covers.
+    """
+
+    block: int
+    width: int
+    blocks: int
+
+    @property
+    def per_block(self) -> int:
+        """Two products of b x b scores with D wide heads (Zaheer et al. 2020, appendix D)."""
+        return 2 * self.block**2 * self.width
+
+    def __call__(self, hidden_BTC: Tensor) -> float:
+        """MACs of an element for this input.
+
+        Exact where the mask covers just this input. A shorter one reads the top left corner: which
+        elements are in it depends on the level, so each counts as the corner's share of the whole.
+        """
+        batch, length = hidden_BTC.shape[:2]
+        corner = (length / (self.block * self.blocks)) ** 2
+        return batch * self.per_block * corner
+
+
+def with_full_attention(model: nn.Module) -> Any:
+    """A copy of what `sparsify_attention` made that reads every block; its masks are idle."""
+    whole: Any = copied(model)
+    whole.set_attn_implementation("sdpa")
+    return whole
 
 
 def _register() -> None:

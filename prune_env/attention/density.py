@@ -18,8 +18,10 @@ def density_groups(model: nn.Module) -> tuple[PrunableGroup, ...]:
     """The attention blocks of every layer as units, in order of execution.
 
     The grid is (N, N) where heads share their blocks, else (heads, N, N). Blocks that are removed
-    already, or that causality forbids, come last in the order and are above `max_keep`; the
-    diagonal is `min_keep`. Removed units are False in the buffer: no tensor shrinks.
+    already, or that causality forbids, come last in the order and are `absent`: the blocks of the
+    given model are its dense ones. The diagonal is `min_keep`. Removed units are False in the
+    buffer: no tensor shrinks. Costs are exact for sequences as long as the masks cover: sparsify
+    with the `length` that the model will read.
 
     Raises:
         ModelError: the model has no block masks.
@@ -51,7 +53,8 @@ def _group(name: str, module: Any) -> PrunableGroup:
     tensor = f"{name}.{BUFFER}" if name else BUFFER
     axis = Axis(tensor, dims, tuple(Span(0, 1) for _ in grid), grid)
     least = blocks if shared else heads * blocks
-    return PrunableGroup(f"{name}.blocks", grid, (axis,), layout, least, kept)
+    gone = units.numel() - kept
+    return PrunableGroup(f"{name}.blocks", grid, (axis,), layout, least, absent=gone)
 
 
 def follow_heads(model: nn.Module, groups: Sequence[PrunableGroup]) -> tuple[PrunableGroup, ...]:
@@ -82,14 +85,8 @@ def _following(group: PrunableGroup, modules: Mapping[str, Any]) -> PrunableGrou
 
 
 def block_macs(model: nn.Module) -> dict[str, int]:
-    """MACs per sequence of one element of every block mask, by name of the buffer.
-
-    Two products of b x b scores with D wide heads: 2 * b * b * D (Zaheer et al. 2020, appendix D).
-    """
-    prices = {}
-    for name, module in sparse_modules(model).items():
-        config = module.config
-        width = getattr(config, "head_dim", None)
-        width = width or config.hidden_size // config.num_attention_heads
-        prices[f"{name}.{BUFFER}"] = 2 * module.block_layout.block**2 * int(width)
-    return prices
+    """MACs per sequence of one element of every block mask, by name of the buffer."""
+    return {
+        f"{name}.{BUFFER}": module.mask_macs[BUFFER].per_block
+        for name, module in sparse_modules(model).items()
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from prune_env.errors import ConfigError, ModelError
 from prune_env.mdp.rewards import Reward
 from prune_env.measure.batches import Batch, channels_last, take_batches
-from prune_env.measure.calibration import calibrate
+from prune_env.measure.calibration import Calibration
 from prune_env.measure.costs import CostModel, Metric
 from prune_env.measure.evaluators import ClassifierEvaluator, Evaluator, Hopeless, Metrics
 from prune_env.measure.gradients import loss_gradients
@@ -26,6 +27,7 @@ from prune_env.structure.inputs import Inputs, map_tensors
 from prune_env.structure.options import PerGroup, constrain
 from prune_env.structure.rewrite import tensors_of
 from prune_env.surgery.apply import Candidates
+from prune_env.surgery.build import build_ladders
 from prune_env.surgery.criteria import Criterion, require_finite
 from prune_env.surgery.ladder import Ladders
 from prune_env.surgery.repair import Repair, repair_named
@@ -213,15 +215,19 @@ def prepare(
     bounded = _constrained(groups, options)
     live = tuple(group for group in bounded if not group.frozen)
     frozen = tuple(group for group in bounded if group.frozen)
-    statistics = calibrate(dense, calibration, live, seed=options.seed)
-    evidence = Evidence(statistics, lambda: loss_gradients(dense, calibration), options.seed)
-    scores = score_groups(options.criterion, dense, live, evidence)
-    orders = {group.name: group.pattern.order(scores[group.name]) for group in live}
+    gradients = functools.cache(lambda: loss_gradients(dense, calibration))
+
+    def score(portion: Sequence[PrunableGroup], statistics: Calibration) -> dict[str, Tensor]:
+        seed = options.seed + (live.index(portion[0]) if portion else 0)  # a draw for each portion
+        evidence = Evidence(statistics, gradients, seed, calibration)
+        return score_groups(options.criterion, dense, portion, evidence)
+
+    built = build_ladders(dense, calibration, live, score, seed=options.seed)
     evaluate = CandidateEvaluator(
         candidates=Candidates(dense, live),
         groups=live,
-        orders=orders,
-        ladders=Ladders.of(dense, live, orders, statistics),
+        orders=built.ladders.orders,
+        ladders=built.ladders,
         repair=repair,
         calibration=tuple(calibration),
         quick=tuple(take_batches(calibration, options.repair_samples)),
@@ -229,7 +235,7 @@ def prepare(
         inference=inference,
         dense=measure(dense),
     )
-    return Parts(live, frozen, CostModel.of(dense, example, live), scores, evaluate)
+    return Parts(live, frozen, CostModel.of(dense, example, live), built.scores, evaluate)
 
 
 def _example(batch: Batch) -> Inputs:

@@ -374,13 +374,14 @@ class PruningTask:
             removable = 1.0 - float(self.costs.ratio(later, self.on))
             position = number / max(1, self.length - 1)
             units = math.log2(group.units) / 16.0  # 65,536 units and more read as 1
-            lost = [_mass_lost(self.scores[group.name], share) for share in (0.25, 0.5, 0.75)]
+            scores_U = self.scores[group.name].double().flatten().abs().sort().values
+            scores_U = scores_U[len(scores_U) - group.units :]  # absent units are no mass
+            lost = [_mass_lost(scores_U, share) for share in (0.25, 0.5, 0.75)]
             rows.append([position, units, self.costs.share(number, self.on), removable, *lost])
         return np.array(rows)
 
 
-def _mass_lost(scores: Tensor, share: float) -> float:
-    """Fraction of a group's score that its weakest `share` of units holds."""
-    ranked = scores.double().flatten().abs().sort().values
-    total = float(ranked.sum())
-    return float(ranked[: int(share * len(ranked))].sum()) / total if total > 0 else 0.0
+def _mass_lost(scores_U: Tensor, share: float) -> float:
+    """Fraction of a group's score, ascending by unit, that its weakest `share` of units holds."""
+    total = float(scores_U.sum())
+    return float(scores_U[: int(share * len(scores_U))].sum()) / total if total > 0 else 0.0

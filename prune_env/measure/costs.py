@@ -10,8 +10,10 @@ Convention: FLOPs = 2 x MACs, batch 1, elementwise ops excluded.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -27,11 +29,18 @@ from prune_env.errors import BudgetError
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import Inputs, batch_size, call_model, eval_mode
 from prune_env.structure.rewrite import require_tensors, tensors_of
+from prune_env.structure.skip import first_values
 
 Metric = Literal["macs", "params", "bytes"]
 METRICS: tuple[Metric, ...] = ("macs", "params", "bytes")
 Floats = NDArray[np.float64]
 Key = TypeVar("Key")
+MASK_MACS = "mask_macs"
+"""Attribute of a module that multiplies activations with each other only where masks allow it.
+
+For every mask, a buffer of the module by its own name, a function from the first input of a call to
+what one of its elements costs: the MACs, for the whole batch, of all products that it allows.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +56,7 @@ class CostModel:
         factors_TF: which factors multiply to the size of each tensor.
         prices_TM: cost of one unit of that product in each metric.
         fixed_M: cost that no group changes, in each metric.
-        masked: whether a group only sets tensors to zero, (G,).
+        masked: whether a group only sets weights to zero, (G,).
     """
 
     names: tuple[str, ...]
@@ -81,8 +90,10 @@ class CostModel:
             if id(tensor) not in seen:
                 seen.add(id(tensor))
                 params = 1.0 if id(tensor) in parameters else 0.0
-                positions = counter.applied.get(name, 0.0) / batch
-                prices = (positions, params, float(tensor.element_size()))
+                macs = counter.applied.get(name, 0.0)
+                if name in counter.masks:
+                    macs = counter.masks[name] * _set_share(name, tensor, groups)
+                prices = (macs / batch, params, float(tensor.element_size()))
                 builder.add(name, tuple(tensor.shape), prices)
         for names, macs in counter.products.items():
             builder.add_product(names, macs / batch)
@@ -99,8 +110,8 @@ class CostModel:
     def effective(self, kept: Sequence[int] | NDArray[np.int64]) -> Floats:
         """Costs without a format and a kernel that skip zeros: (..., G) -> (..., M).
 
-        Groups that only set tensors to zero (single weights, N:M, blocks) then save nothing; a
-        call counts only what is not zero.
+        Groups that only set weights to zero (single ones, N:M, blocks) then save nothing; a call
+        counts only what is not zero.
         """
         return self(np.where(self.masked, self.units, np.asarray(kept)))
 
@@ -201,7 +212,7 @@ class CostBuilder:
         """Number of the factor that is the size left along one dim of a tensor."""
         row = [float(owners[0][2]), *[0.0] * len(self.groups)]
         for number, width, _ in owners:
-            row[0] -= self.groups[number].units * width
+            row[0] -= self.groups[number].cells * width
             row[1 + number] += width
         return self.rows.setdefault(tuple(row), len(self.rows))
 
@@ -218,8 +229,19 @@ class CostBuilder:
             factors_TF=np.array(padded, dtype=np.int64).reshape(len(padded), depth),
             prices_TM=np.array([p for _, p in self.tensors]).reshape(len(padded), len(METRICS)),
             fixed_M=self.fixed_M.copy(),
-            masked=np.array([not group.pattern.shrinks for group in self.groups], dtype=bool),
+            masked=np.array([_sets_weights(group) for group in self.groups], dtype=bool),
         )
+
+
+def _set_share(name: str, mask: Tensor, groups: Sequence[PrunableGroup]) -> float:
+    """Share of the elements of a mask that are set; 1 where the units of a group are those set."""
+    if any(a.tensor == name and not g.pattern.shrinks for g in groups for a in g.axes):
+        return 1.0
+    return float(mask.count_nonzero()) / max(1, mask.numel())
+
+
+def _sets_weights(group: PrunableGroup) -> bool:
+    return any(axis.role == "weight" for axis in group.axes)
 
 
 class _Counter(TorchDispatchMode):
@@ -231,6 +253,8 @@ class _Counter(TorchDispatchMode):
             that made the operands.
         parts: MACs of products with a part of a tensor: the data chooses it (an expert), so the
             others do not make it cost.
+        masks: MACs of one element of the masks of `MASK_MACS`; what their modules multiply is not
+            in `products`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -243,6 +267,7 @@ class _Counter(TorchDispatchMode):
         self.applied: dict[str, float] = {}
         self.products: dict[frozenset[str], float] = {}
         self.parts: dict[str, float] = {}
+        self.masks: dict[str, float] = {}
         self._made_by: Any = WeakTensorKeyDictionary()
 
     def __torch_dispatch__(
@@ -299,6 +324,35 @@ class _Counter(TorchDispatchMode):
         self._note(self.applied, name, positions)
         return frozenset((name,))
 
+    def watching(self, model: nn.Module) -> ExitStack:
+        """A context in which the counter counts, and hears of calls of modules with masks."""
+        stack = ExitStack()
+        for path, module in model.named_modules():
+            if hasattr(module, MASK_MACS):
+                handle = module.register_forward_pre_hook(self._hear(path), with_kwargs=True)
+                stack.callback(handle.remove)
+        stack.enter_context(self)
+        return stack
+
+    def _hear(self, path: str) -> Callable[..., None]:
+        prefix = f"{path}." if path else ""
+
+        def hear(module: nn.Module, args: Any, kwargs: Any) -> None:
+            values = first_values(chain(args, kwargs.values()))
+            for leaf, macs_of in getattr(module, MASK_MACS).items():
+                self._note(self.masks, prefix + leaf, macs_of(values))
+
+        return hear
+
+    def forget_masked(self) -> None:
+        """Drop the products that the elements of masks account for."""
+        owners = tuple(name.removesuffix(name.rpartition(".")[2]) for name in self.masks)
+        self.products = {
+            names: macs
+            for names, macs in self.products.items()
+            if not any(name.startswith(owners) for name in names)
+        }
+
     @staticmethod
     def _note(table: dict[Key, float], key: Key, amount: float) -> None:
         table[key] = table.get(key, 0.0) + amount
@@ -310,8 +364,10 @@ def _counted(model: nn.Module, inputs: Inputs) -> _Counter:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with eval_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        plain = sdpa_kernel(SDPBackend.MATH)
+        with eval_mode(model), torch.no_grad(), plain, counter.watching(model):
             call_model(model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+    counter.forget_masked()
     return counter

@@ -112,6 +112,7 @@ class PrunableGroup:
         pattern: which units may stay together (order of removal, step of the levels).
         min_keep, max_keep: bounds on the kept units (`max_keep` None: all of them).
         multiple_of: kept units are a multiple of this (all units kept is always allowed).
+        absent: units of the grid that the network lacks already, the last in the pattern's order.
         frozen: why the group cannot be pruned; empty when it can.
         verified: masked was seen equal to compact on random inputs and keep sets.
     """
@@ -123,12 +124,18 @@ class PrunableGroup:
     min_keep: int = 1
     max_keep: int | None = None
     multiple_of: int = 1
+    absent: int = 0
     frozen: str = ""
     verified: bool = False
 
     @property
     def units(self) -> int:
-        """Number of units of the whole grid."""
+        """Number of units that the dense network has."""
+        return self.cells - self.absent
+
+    @property
+    def cells(self) -> int:
+        """Number of places in the grid: the units, and those that are absent."""
         return math.prod(self.grid)
 
     @cached_property

@@ -37,7 +37,8 @@ def constrain(
     Args:
         groups: what `find_groups` returned.
         ignore: layer names or globs; a group that makes units in such a layer is frozen.
-        min_sparsity, max_sparsity: bounds on the fraction of units removed.
+        min_sparsity, max_sparsity: bounds on the fraction of units removed; rounded for a group
+            that goes as a whole or not at all.
         multiple_of: kept units are a multiple of this; a group with fewer units is frozen.
 
     Raises:
@@ -72,12 +73,21 @@ def _bound(group: PrunableGroup, low: float, high: float, multiple: int) -> Prun
         return group
     if multiple > group.units:
         return replace(group, frozen=f"{group.units} units, fewer than multiple_of={multiple}")
-    # The small slack keeps 1 - 0.3 of 10 units at 7, not at 8, in floating point.
-    min_keep = max(group.min_keep, math.ceil((1.0 - high) * group.units - 1e-9))
-    max_keep = math.floor((1.0 - low) * group.units + 1e-9) if low > 0 else group.max_keep
+    least, most = _range(group, low, high)
+    min_keep = max(group.min_keep, least)
+    max_keep = most if low > 0 else group.max_keep
     bounded = replace(group, min_keep=min_keep, max_keep=max_keep, multiple_of=multiple)
     bounded.levels  # noqa: B018 - raises GroupError when nothing is left
     return bounded
+
+
+def _range(group: PrunableGroup, low: float, high: float) -> tuple[int, int]:
+    """Fewest and most units kept with sparsity in [low, high]; all or nothing rounds the bounds."""
+    units = group.units
+    if units == 1 and group.min_keep == 0:  # or 90 % at most would mean that it stays
+        return round(1.0 - high), round(1.0 - low)
+    # The small slack keeps 1 - 0.3 of 10 units at 7, not at 8, in floating point.
+    return math.ceil((1.0 - high) * units - 1e-9), math.floor((1.0 - low) * units + 1e-9)
 
 
 def _matches(pattern: str, group: PrunableGroup) -> bool:

@@ -37,10 +37,10 @@ class Layout:
                     places.setdefault(axis.dims[0], []).append((group.name, owners_S))
 
     def unit_masks(self, kept: Kept) -> dict[str, Tensor]:
-        """Boolean mask per group, flat (U,); groups not in `kept` stay whole."""
+        """Boolean mask per group, flat over its grid; groups not in `kept` stay whole."""
         masks = {}
         for name, group in self.groups.items():
-            masks[name] = torch.ones(group.units, dtype=torch.bool)
+            masks[name] = torch.ones(group.cells, dtype=torch.bool)
             if name in kept:
                 masks[name].zero_()
                 masks[name][kept[name]] = True

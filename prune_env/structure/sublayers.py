@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prune_env.structure.copies import copied
-from prune_env.structure.groups import Axis, PrunableGroup, Span
+from prune_env.structure.groups import Axis, PrunableGroup, Role, Span
 from prune_env.structure.inputs import Inputs, call_model
 from prune_env.structure.rewrite import places_of, tensors_of
 from prune_env.structure.skip import BRANCHES, OUTPUTS, first_values
@@ -76,7 +76,7 @@ def _group(model: nn.Module, branch: list[str], calls: _Calls) -> PrunableGroup 
     names = [name for name in names if tensors[name].ndim]
     if any(id(module) not in inside for name in names for module, _ in places[name]):
         return None
-    axes = [_whole(name, len(tensors[name])) for name in names]
+    axes = [_whole(name, tensors[name]) for name in names]
     for path in branch:
         outputs = calls.outputs[path]
         axes.append(Axis(f"{path}.{BRANCHES}", (0,), (Span(0, 1),), (1,), "count"))
@@ -84,8 +84,10 @@ def _group(model: nn.Module, branch: list[str], calls: _Calls) -> PrunableGroup 
     return PrunableGroup(f"{branch[0]} (branch)", (1,), tuple(axes), min_keep=0)
 
 
-def _whole(name: str, size: int) -> Axis:
-    return Axis(name, (0,), (Span(0, size),), (size,), "out")
+def _whole(name: str, tensor: Tensor) -> Axis:
+    # A mask that is no number goes with the branch, and is left alone where that is only zero.
+    role: Role = "out" if tensor.is_floating_point() else "stat"
+    return Axis(name, (0,), (Span(0, len(tensor)),), (len(tensor),), role)
 
 
 class _Calls(TorchDispatchMode):

@@ -6,15 +6,14 @@ Legend: D columns of a consumer that a group owns, in order of units, the last t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from prune_env.measure.calibration import Calibration
+from prune_env.measure.calibration import Calibration, Part
 from prune_env.structure.groups import PrunableGroup
 from prune_env.surgery.least_squares import Solver
 from prune_env.surgery.masked_squares import MaskedSolver
@@ -52,46 +51,93 @@ class LevelSolver(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Consumer:
-    """One consumer of one group, as repair sees it; float64.
+    """Where one consumer of one group lives; holds no statistics.
 
     Attributes:
         tensor: state_dict key of its weight.
         columns_D: columns of the flattened weight that the group owns, unit by unit.
-        weight_OD: the dense weights on them.
-        matrix_DD: their covariance S, or E[x xT] where nothing can take a shift.
-        mean_D: their mean, or 0 where nothing can take a shift.
         bias: key of the bias that takes the mean, or None.
         norm: prefix of the BatchNorm behind, which takes the variance (and the mean where there
             is no bias), or None.
         block: columns per unit.
         outputs: dim of the weight that its rows lie along.
-        solve: makes its solver, with a ridge (see `Solver.of`).
     """
 
     tensor: str
     columns_D: Tensor
-    weight_OD: Tensor
-    matrix_DD: Tensor
-    mean_D: Tensor
     bias: str | None
     norm: str | None
     block: int
     outputs: int
-    solve: Callable[[Consumer, float], LevelSolver]
 
     def rows(self, weight: Tensor) -> Tensor:
         """A contiguous weight flattened to (O, all columns); writing to it writes to `weight`."""
-        return _rows(weight, self.outputs)
+        return weight.movedim(self.outputs, 0).flatten(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is known of a consumer, or of a block of it, when its ladder is made.
+
+    Attributes:
+        consumer: where it lives.
+        dense_OC: its dense weights on all C columns, as they are.
+        part: statistics that its columns are among.
+        places_D: where among them.
+        ranks_RU: places in the order of the group of the units that the columns belong to, the same
+            in every row unless single weights go.
+        solve: makes its solver, with a ridge (see `Solver.of`).
+    """
+
+    consumer: Consumer
+    dense_OC: Tensor
+    part: Part
+    places_D: Tensor
+    ranks_RU: Tensor
+    solve: Callable[[Problem, float], LevelSolver]
+
+    @property
+    def weight_OD(self) -> Tensor:
+        """The dense weights on the columns, float64."""
+        return self.dense_OC.cpu()[:, self.consumer.columns_D].double()
+
+    @property
+    def covariance_DD(self) -> Tensor:
+        """Of the columns; what the part holds where the columns are all of it."""
+        if torch.equal(self.places_D, torch.arange(len(self.part.mean_D))):
+            return self.part.covariance_DD
+        return self.part.covariance_DD[self.places_D][:, self.places_D]
+
+    @property
+    def mean_D(self) -> Tensor:
+        """Mean of the columns, 0 where nothing can take a shift."""
+        return self.part.mean_D[self.places_D] * self._shifts
+
+    @property
+    def offset_D(self) -> Tensor:
+        """Mean of the columns where nothing can take a shift, else 0."""
+        return self.part.mean_D[self.places_D] * (not self._shifts)
+
+    @property
+    def matrix_DD(self) -> Tensor:
+        """S of the columns, or E[x xT] where nothing can take a shift; float64."""
+        if self._shifts:
+            return self.covariance_DD.double()
+        return self.covariance_DD.double().addr(self.offset_D, self.offset_D)
+
+    @property
+    def _shifts(self) -> bool:
+        return self.consumer.bias is not None or self.consumer.norm is not None
 
     def solver(self, ridge: float) -> LevelSolver:
         """All levels of the group in this consumer."""
         return self.solve(self, ridge)
 
 
-def consumers_of(
+def problems_of(
     group: PrunableGroup, order: Tensor, dense: Mapping[str, Tensor], calibration: Calibration
-) -> list[Consumer]:
-    """The consumers of a group that have statistics; the others are only cut.
+) -> list[Problem]:
+    """The consumers of a group that have statistics, block by block; the others are only cut.
 
     Args:
         group: whose consumers are wanted.
@@ -100,16 +146,16 @@ def consumers_of(
         calibration: moments of the consumers.
     """
     columns: dict[tuple[str, int], list[Tensor]] = {}
-    found = []
+    found: list[Problem] = []
     for axis in group.axes:
         if axis.tensor not in calibration.moments:
             continue
         if axis.role == "weight":
             rank_RU = order.reshape(-1).argsort().reshape(group.grid[0], -1)
-            width, solve = len(calibration.moments[axis.tensor].mean_D), partial(_weights, rank_RU)
-            every_UW = torch.arange(width).reshape(rank_RU.shape[1], -1)
+            every_UW = torch.arange(calibration.moments[axis.tensor].width)
+            every_UW = every_UW.reshape(rank_RU.shape[1], -1)
             place = (axis.tensor, axis.dims[0])
-            found.append(_consumer(place, every_UW, solve, dense, calibration))
+            found += _problems(place, every_UW, rank_RU, _weights, dense, calibration)
         elif axis.role == "in" and axis.dims in ((0,), (1,)):
             (owners_S,) = axis.owners(group.grid)
             owned = (owners_S >= 0).nonzero().squeeze(1)
@@ -118,50 +164,64 @@ def consumers_of(
             places = by_unit[:, :, None] * kernel + torch.arange(kernel)
             columns.setdefault((axis.tensor, 1 - axis.dims[0]), []).append(places.flatten(1))
     # A tensor that reads the units in several places (x beside x) is one consumer of wider units.
+    rank_1U = torch.arange(group.units)[None]
     for place, parts in columns.items():
-        found.append(_consumer(place, torch.cat(parts, 1), _columns, dense, calibration))
+        found += _problems(place, torch.cat(parts, 1), rank_1U, _columns, dense, calibration)
     return found
 
 
-def _columns(consumer: Consumer, ridge: float) -> LevelSolver:
-    return Solver.of(consumer.weight_OD, consumer.matrix_DD, consumer.mean_D, consumer.block, ridge)
+def _columns(problem: Problem, ridge: float) -> LevelSolver:
+    return Solver.of(
+        problem.dense_OC,
+        problem.matrix_DD,
+        problem.mean_D,
+        problem.consumer.block,
+        ridge,
+        problem.consumer.columns_D,
+        problem.ranks_RU[0],
+    )
 
 
-def _weights(rank_RU: Tensor, consumer: Consumer, ridge: float) -> LevelSolver:
-    return MaskedSolver.of(consumer.weight_OD, consumer.matrix_DD, consumer.mean_D, rank_RU, ridge)
+def _weights(problem: Problem, ridge: float) -> LevelSolver:
+    columns_D, weight_OC = problem.consumer.columns_D, problem.dense_OC
+    whole = len(columns_D) == weight_OC.shape[1]
+    return MaskedSolver.of(
+        weight_OC if whole else weight_OC[:, columns_D],
+        problem.covariance_DD,
+        problem.mean_D,
+        problem.offset_D,
+        problem.ranks_RU,
+        ridge,
+    )
 
 
-def _rows(weight: Tensor, outputs: int) -> Tensor:
-    return weight.movedim(outputs, 0).flatten(1)
-
-
-def _consumer(
+def _problems(
     place: tuple[str, int],
     columns_UW: Tensor,
-    solve: Callable[[Consumer, float], LevelSolver],
+    ranks_RU: Tensor,
+    solve: Callable[[Problem, float], LevelSolver],
     dense: Mapping[str, Tensor],
     calibration: Calibration,
-) -> Consumer:
-    """The consumer whose weight is at `place`: its key, and the dim of its outputs."""
-    (tensor, outputs), columns_D = place, columns_UW.reshape(-1)
-    moments = calibration.moments[tensor]
-    bias: str | None = tensor.removesuffix("weight") + "bias"
-    bias = bias if bias in dense else None
-    covariance_DD, mean_D = (
-        moments.covariance_DD[columns_D][:, columns_D],
-        moments.mean_D[columns_D],
-    )
-    if bias is None and moments.norm is None:
-        covariance_DD, mean_D = covariance_DD + torch.outer(mean_D, mean_D), mean_D * 0
-    return Consumer(
-        tensor,
-        columns_D,
-        _rows(dense[tensor].detach(), outputs).cpu()[:, columns_D].double(),
-        covariance_DD,
-        mean_D,
-        bias,
-        moments.norm,
-        columns_UW.shape[1],
-        outputs,
-        solve,
-    )
+) -> Iterator[Problem]:
+    """The consumer whose weight is at `place` (its key, and the dim of its outputs), by blocks.
+
+    A unit that is spread over several blocks is in none.
+    """
+    (tensor, outputs), moments = place, calibration.moments[place[0]]
+    bias = tensor.removesuffix("weight") + "bias"
+    for part in moments.parts:
+        place_C = torch.full((moments.width,), -1, dtype=torch.int64)
+        place_C[part.columns_D] = torch.arange(len(part.columns_D))
+        here_U = (place_C[columns_UW] >= 0).all(1)
+        columns_D = columns_UW[here_U].reshape(-1)
+        if len(columns_D):
+            consumer = Consumer(
+                tensor,
+                columns_D,
+                bias if bias in dense else None,
+                moments.norm,
+                columns_UW.shape[1],
+                outputs,
+            )
+            rows_OC = consumer.rows(dense[tensor].detach())
+            yield Problem(consumer, rows_OC, part, place_C[columns_D], ranks_RU[:, here_U], solve)

@@ -190,10 +190,15 @@ def score_units(
         for axis in axes:
             grad = (gradients or {}).get(axis.tensor)
             context = Context(axis, grad, generator, moments.get(axis.tensor))
-            saliency = used.saliency(tensors[axis.tensor].detach(), context)
+            saliency = used.saliency(_real(tensors[axis.tensor].detach()), context)
             total += pool(axis, saliency.double().cpu(), group.grid)
         scores[group.name] = total
     return scores
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """`tensor` in floating point: units may live in a mask of booleans."""
+    return tensor if tensor.is_floating_point() else tensor.float()
 
 
 def _applied(

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from prune_env.errors import ModelError, PlanError
-from prune_env.measure.calibration import Calibration
+from prune_env.measure.calibration import Calibration, joined
 from prune_env.measure.fingerprint import fingerprint
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.rewrite import require_tensors, tensors_of
-from prune_env.surgery.consumers import Consumer, LevelSolver, consumers_of
+from prune_env.surgery.consumers import Consumer, LevelSolver, problems_of
 from prune_env.surgery.least_squares import RIDGE
 
 MEMORY = 512 * 2**20
@@ -49,6 +49,52 @@ class Level:
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Which network and calibration ladders are of.
+
+    Attributes:
+        model: fingerprint of the network.
+        samples: of the calibration.
+        digests: of the moments of each consumer.
+    """
+
+    model: str
+    samples: int
+    digests: Mapping[str, str]
+
+    @staticmethod
+    def of(calibration: Calibration) -> Origin:
+        """That of ladders made of this calibration."""
+        return Origin(calibration.model, calibration.samples, calibration.digests())
+
+    @property
+    def calibration(self) -> str:
+        """Fingerprint of the calibration."""
+        return joined(self.digests)
+
+
+@dataclass(frozen=True, eq=False)
+class Rungs:
+    """What is solved of one group: consumers, or blocks of them, and a solver for each."""
+
+    consumers: tuple[Consumer, ...]
+    solvers: tuple[LevelSolver, ...]
+
+    @staticmethod
+    def of(
+        group: PrunableGroup,
+        order: Tensor,
+        dense: Mapping[str, Tensor],
+        calibration: Calibration,
+        ridge: float,
+    ) -> Rungs:
+        """Factorise the statistics of a group. See `Ladders.of`."""
+        problems = problems_of(group, order, dense, calibration)
+        solvers = tuple(problem.solver(ridge) for problem in problems)
+        return Rungs(tuple(problem.consumer for problem in problems), solvers)
+
+
 @dataclass(frozen=True, eq=False)
 class Ladders:
     """The ladders of all groups of one network under one order of units.
@@ -56,7 +102,7 @@ class Ladders:
     Attributes:
         groups: by name.
         orders: units of each group, the last to be removed first; a level keeps a prefix.
-        calibration: the statistics they were solved from.
+        made_of: what they were solved from; the statistics themselves are not kept.
         ridge: see `Solver.of`.
         dense: tensors of the dense network that repairs start from.
         consumers: by group name; consumers without statistics are left out and only cut.
@@ -66,7 +112,7 @@ class Ladders:
 
     groups: Mapping[str, PrunableGroup]
     orders: Mapping[str, Tensor]
-    calibration: Calibration
+    made_of: Origin
     ridge: float
     dense: Mapping[str, Tensor]
     consumers: Mapping[str, tuple[Consumer, ...]]
@@ -105,18 +151,31 @@ class Ladders:
                 f"{calibration.model}, this model {fingerprint(model)}), or its weights have "
                 "changed since. Calibrate again on this model."
             )
-        dense = {name: tensor.detach() for name, tensor in tensors_of(model).items()}
-        consumers = {
-            group.name: tuple(consumers_of(group, orders[group.name], dense, calibration))
+        dense = detached(model)
+        rungs = {
+            group.name: Rungs.of(group, orders[group.name], dense, calibration, ridge)
             for group in groups
         }
-        solvers = {
-            name: tuple(consumer.solver(ridge) for consumer in found)
-            for name, found in consumers.items()
-        }
+        origin = Origin.of(calibration)
+        return Ladders.joined(model, groups, orders, origin, rungs, ridge=ridge, memory=memory)
+
+    @staticmethod
+    def joined(
+        model: nn.Module,
+        groups: Sequence[PrunableGroup],
+        orders: Mapping[str, Tensor],
+        made_of: Origin,
+        rungs: Mapping[str, Rungs],
+        *,
+        ridge: float,
+        memory: int,
+    ) -> Ladders:
+        """Ladders of groups that are solved already; see `of`, and `attributes`."""
+        consumers = {group.name: rungs[group.name].consumers for group in groups}
+        solvers = {group.name: rungs[group.name].solvers for group in groups}
         _report_raised(consumers, solvers)
         named = {group.name: group for group in groups}
-        return Ladders(named, orders, calibration, ridge, dense, consumers, solvers, memory)
+        return Ladders(named, orders, made_of, ridge, detached(model), consumers, solvers, memory)
 
     def level(self, group: str, number: int, kept: int) -> Level:
         """Consumer `number` of `group` when it keeps its first `kept` units.
@@ -153,7 +212,13 @@ class Ladders:
             PlanError: there is no such group or level.
         """
         self.cut({group: kept})
-        return sum(s.loss(kept) / max(s.loss(0), 1e-300) for s in self.solvers[group])
+        lost: dict[str, float] = {}
+        whole: dict[str, float] = {}
+        for consumer, solver in zip(self.consumers[group], self.solvers[group], strict=True):
+            name = consumer.tensor  # of which there may be several blocks
+            lost[name] = lost.get(name, 0.0) + solver.loss(kept)
+            whole[name] = whole.get(name, 0.0) + solver.loss(0)
+        return sum(lost[name] / max(whole[name], 1e-300) for name in lost)
 
     def cut(self, kept: Mapping[str, int]) -> list[tuple[str, int]]:
         """The groups that lose units, and what they keep.
@@ -179,6 +244,11 @@ class Ladders:
     def bytes(self) -> int:
         """Memory held by solved levels, at most `memory`."""
         return sum(level.bytes for level in self._solved.values())
+
+
+def detached(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a network by state_dict key, without gradients."""
+    return {name: tensor.detach() for name, tensor in tensors_of(model).items()}
 
 
 def _report_raised(

@@ -1,44 +1,59 @@
-"""Ladders as a safetensors file: what they are solved from, and whose they are."""
+"""Ladders as a safetensors file: their factors, and whose they are."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prune_env.errors import DataError, PlanError, RunError
-from prune_env.measure.calibration import Calibration, Moments
+from prune_env.errors import DataError, ModelError, PlanError, RunError
+from prune_env.measure.calibration import Calibration
+from prune_env.measure.fingerprint import digest, fingerprint
 from prune_env.storage import load_tensors, save_tensors
-from prune_env.surgery.ladder import MEMORY, Ladders
+from prune_env.structure.groups import PrunableGroup
+from prune_env.structure.rewrite import require_tensors
+from prune_env.surgery.consumers import Consumer, LevelSolver
+from prune_env.surgery.ladder import MEMORY, Ladders, Origin, Rungs, detached
+from prune_env.surgery.least_squares import Solver
+from prune_env.surgery.masked_squares import UPDATES, MaskedSolver
 from prune_env.surgery.plan import PruningPlan
 
-FORMAT = 1
+FORMAT = 2
+
+KINDS: dict[str, type[Any]] = {"columns": Solver, "weights": MaskedSolver}
+"""Solvers that can be written: their dense weights are taken from the network."""
 
 
 def save_ladders(ladders: Ladders, path: str | Path) -> Path:
-    """Write orders, statistics and fingerprints to `path`, atomically.
+    """Write orders, factors and fingerprints to `path`, atomically.
 
-    Factorising is cheap beside a forward pass and makes the same levels again to the bit, so
-    levels are not stored.
+    Levels are not stored: they are solved again to the bit when they are asked for.
 
     Raises:
         RunError: the folder cannot be written.
     """
-    calibration = ladders.calibration
-    tensors = {f"order/{name}": ladders.orders[name] for name in ladders.groups}
-    for name, one in calibration.moments.items():
-        tensors |= {f"covariance/{name}": one.covariance_DD, f"mean/{name}": one.mean_D}
+    tensors = {f"order/{name}": order for name, order in ladders.orders.items()}
+    entries: dict[str, list[dict[str, Any]]] = {}
+    for name in ladders.groups:
+        pairs = zip(ladders.consumers[name], ladders.solvers[name], strict=True)
+        entries[name] = []
+        for number, (consumer, solver) in enumerate(pairs):
+            entry, held = _written(consumer, solver)
+            entries[name].append(entry)
+            tensors |= {f"{key}/{number}/{name}": tensor for key, tensor in held.items()}
     groups = tuple(ladders.groups.values())
     whole = PruningPlan(groups, {group.name: tuple(range(group.units)) for group in groups})
     header = {
         "format": FORMAT,
         "ridge": ladders.ridge,
-        "model": calibration.model,
-        "calibration": calibration.fingerprint,
-        "samples": calibration.samples,
-        "moments": {name: [one.count, one.norm] for name, one in calibration.moments.items()},
+        "made_of": asdict(ladders.made_of),
+        "content": digest(tensors),
+        "rungs": entries,
         "plan": whole.to_json(),
     }
     text = json.dumps(header).encode()
@@ -56,39 +71,84 @@ def load_ladders(
     Args:
         path: the file.
         model: the dense network the ladders were made of.
-        calibration: if given, the file must hold these statistics.
+        calibration: if given, the ladders must be made of these statistics.
         memory: see `Ladders.of`.
 
     Raises:
         RunError: the file is missing, damaged, or no ladders.
-        ModelError: the ladders are of another network.
+        GroupError, ModelError: the ladders are of another network.
         DataError: the ladders are of another calibration.
     """
     tensors = load_tensors(path)
     try:
-        header = json.loads(bytes(tensors["header"].tolist()))
+        header = json.loads(bytes(tensors.pop("header").tolist()))
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']}, this version reads {FORMAT}")
-        found = _calibration(header["moments"], tensors, header["samples"], header["model"])
+        if header["content"] != digest(tensors):
+            raise ValueError("its tensors are damaged")
         groups = PruningPlan.from_json(header["plan"]).groups
-        orders = {group.name: tensors[f"order/{group.name}"] for group in groups}
-        ridge = float(header["ridge"])
+        made_of, ridge = Origin(**header["made_of"]), float(header["ridge"])
     except (KeyError, TypeError, ValueError, PlanError) as error:
         raise RunError(f"'{path}' holds no ladders ({error}). Build them again.") from error
-    wanted = header["calibration"] if calibration is None else calibration.fingerprint
-    if found.fingerprint != wanted:
+    _require_origin(path, made_of, model, groups, calibration)
+    dense, rungs, orders = detached(model), {}, {}
+    for group in groups:
+        found = [
+            _read(entry, f"{number}/{group.name}", tensors, dense)
+            for number, entry in enumerate(header["rungs"][group.name])
+        ]
+        rungs[group.name] = Rungs(tuple(c for c, _ in found), tuple(s for _, s in found))
+        orders[group.name] = tensors[f"order/{group.name}"]
+    return Ladders.joined(model, groups, orders, made_of, rungs, ridge=ridge, memory=memory)
+
+
+def _require_origin(
+    path: str | Path,
+    made_of: Origin,
+    model: nn.Module,
+    groups: tuple[PrunableGroup, ...],
+    calibration: Calibration | None,
+) -> None:
+    require_tensors(model, groups)
+    if made_of.model != fingerprint(model):
+        raise ModelError(
+            f"the ladders in '{path}' are of another {type(model).__name__} (fingerprint "
+            f"{made_of.model}, this model {fingerprint(model)}). Build them again."
+        )
+    if calibration is not None and calibration.fingerprint != made_of.calibration:
         raise DataError(
             f"the ladders in '{path}' are of another calibration (fingerprint "
-            f"{found.fingerprint}, wanted {wanted}). Build them again."
+            f"{made_of.calibration}, wanted {calibration.fingerprint}). Build them again."
         )
-    return Ladders.of(model, groups, orders, found, ridge=ridge, memory=memory)
 
 
-def _calibration(
-    entries: dict[str, tuple[int, str | None]], tensors: dict[str, Tensor], samples: int, model: str
-) -> Calibration:
-    moments = {
-        name: Moments(name, tensors[f"covariance/{name}"], tensors[f"mean/{name}"], count, norm)
-        for name, (count, norm) in entries.items()
-    }
-    return Calibration(moments, samples, model)
+def _written(consumer: Consumer, solver: LevelSolver) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The plain fields of a consumer and its solver, and the tensors of both."""
+    (kind,) = (name for name, one in KINDS.items() if isinstance(solver, one))
+    values: Mapping[str, Any] = {**vars(consumer), **vars(solver)}
+    skipped = {"_losses", *(key for key in values if key.startswith("dense_"))}
+    tensors = {k: v for k, v in values.items() if isinstance(v, Tensor) and k not in skipped}
+    plain = {k: v for k, v in values.items() if k not in tensors and k not in skipped}
+    if "update" in plain:
+        (plain["update"],) = (n for n, update in UPDATES.items() if update is plain["update"])
+    return {"kind": kind, **plain}, tensors
+
+
+def _read(
+    entry: Mapping[str, Any], place: str, tensors: Mapping[str, Tensor], dense: Mapping[str, Tensor]
+) -> tuple[Consumer, LevelSolver]:
+    """What `_written` took apart."""
+    kind = KINDS[entry["kind"]]
+    names = {field.name for one in (Consumer, kind) for field in fields(one)}
+    # In memory of their own: how a slice of a file is aligned would show in the last bits.
+    held = {n: tensors[f"{n}/{place}"].clone() for n in names if f"{n}/{place}" in tensors}
+    values = {**entry, **held}
+    consumer = Consumer(**{field.name: values[field.name] for field in fields(Consumer)})
+    if "update" in values:
+        values["update"] = UPDATES[values["update"]]
+    rows_OC = consumer.rows(dense[consumer.tensor])
+    whole = len(consumer.columns_D) == rows_OC.shape[1]
+    values["dense_OC"] = rows_OC
+    values["dense_OD"] = rows_OC if whole else rows_OC[:, consumer.columns_D]
+    solver = kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values})
+    return consumer, solver

@@ -71,22 +71,29 @@ def column_sweep(weight_OD: Tensor, matrix_DD: Tensor, keep_RD: Tensor, block: i
     return new_OD.masked_fill(gone_OD, 0.0)
 
 
+UPDATES: dict[str, Update] = {"exact_rows": exact_rows, "column_sweep": column_sweep}
+"""Updates by name, for files."""
+
+
 @dataclass(frozen=True, eq=False)
 class MaskedSolver:
     """All levels of one group of weights; the interface of `least_squares.Solver`.
 
     Attributes:
-        weight_OD: the dense weights; float64.
-        matrix_DD: S plus the ridge.
+        dense_OD: the dense weights, as they are.
+        covariance_DD: of the columns; consumers that read the same tensor share it.
         mean_D: mean of the columns, zero where the layer cannot take a shift.
-        rank_RU: place of every unit in the order, 0 for the last to be removed.
+        offset_D: mean of the columns, zero where the layer can: S is the covariance plus its outer
+            product.
+        rank_RU: place of every unit in the order of the group, 0 for the last to be removed.
         update: how the kept weights take over.
         ridge, raised: see `least_squares.Solver`.
     """
 
-    weight_OD: Tensor
-    matrix_DD: Tensor
+    dense_OD: Tensor
+    covariance_DD: Tensor
     mean_D: Tensor
+    offset_D: Tensor
     rank_RU: Tensor
     update: Update
     ridge: float
@@ -96,36 +103,50 @@ class MaskedSolver:
     @staticmethod
     def of(
         weight_OD: Tensor,
-        matrix_DD: Tensor,
+        covariance_DD: Tensor,
         mean_D: Tensor,
+        offset_D: Tensor,
         rank_RU: Tensor,
         ridge: float = RIDGE,
         update: Update | None = None,
     ) -> MaskedSolver:
-        """See the attributes; `ridge` and `matrix_DD` as in `least_squares.Solver.of`.
+        """See the attributes; `ridge` as in `least_squares.Solver.of`.
 
         `update` None solves exactly up to `EXACT_COLUMNS` columns and sweeps over more.
         """
-        columns = len(matrix_DD)
-        added, _, raised = factorise(matrix_DD.double(), ridge)
-        ridged_DD = matrix_DD.double() + added * torch.eye(columns, dtype=torch.float64)
-        chosen = update or (exact_rows if columns <= EXACT_COLUMNS else column_sweep)
+        added, _, raised = factorise(covariance_DD.double().addr(offset_D, offset_D), ridge)
+        chosen = update or (exact_rows if len(mean_D) <= EXACT_COLUMNS else column_sweep)
         return MaskedSolver(
-            weight_OD.double(), ridged_DD, mean_D.double(), rank_RU, chosen, added, raised
+            weight_OD, covariance_DD, mean_D, offset_D, rank_RU, chosen, added, raised
         )
+
+    @property
+    def weight_OD(self) -> Tensor:
+        """The dense weights, float64."""
+        return self.dense_OD.detach().cpu().double()
+
+    @property
+    def matrix_DD(self) -> Tensor:
+        """S plus the ridge, float64."""
+        matrix_DD = self.covariance_DD.double().addr(self.offset_D, self.offset_D)
+        matrix_DD.diagonal().add_(self.ridge)
+        return matrix_DD
 
     def weight(self, units: int) -> Tensor:
         """Repaired weights, zero where removed, (D, O)."""
-        if units == self.rank_RU.numel():
-            return self.weight_OD.T
-        new_OD = self.update(self.weight_OD, self.matrix_DD, self._keep(units))
-        self._losses[units] = self._squares(self.weight_OD - new_OD)
+        weight_OD, keep_RD = self.weight_OD, self._keep(units)
+        if bool(keep_RD.all()):
+            return weight_OD.T
+        matrix_DD = self.matrix_DD
+        new_OD = self.update(weight_OD, matrix_DD, keep_RD)
+        self._losses[units] = _squares(weight_OD - new_OD, matrix_DD)
         return new_OD.T
 
     def cut(self, units: int) -> Tensor:
         """The dense weights, zero where removed, (D, O)."""
-        rows_each = len(self.weight_OD) // len(self.rank_RU)
-        return (self.weight_OD * self._keep(units).repeat_interleave(rows_each, 0)).T
+        weight_OD = self.weight_OD
+        rows_each = len(weight_OD) // len(self.rank_RU)
+        return (weight_OD * self._keep(units).repeat_interleave(rows_each, 0)).T
 
     def missing_mean(self, units: int, weight_DO: Tensor) -> Tensor:
         """What the outputs lose on average and the bias must give back, (O,)."""
@@ -133,28 +154,30 @@ class MaskedSolver:
 
     def missing_variance(self, units: int, weight_DO: Tensor) -> Tensor:
         """What the outputs lose in variance, W S WT - W' S W'T on its diagonal, (O,)."""
-        new_OD = weight_DO.T
-        ridged_O = ((self.weight_OD @ self.matrix_DD) * self.weight_OD).sum(1)
-        ridged_O = ridged_O - ((new_OD @ self.matrix_DD) * new_OD).sum(1)
-        return ridged_O - self.ridge * (self.weight_OD.square() - new_OD.square()).sum(1)
+        new_OD, weight_OD, matrix_DD = weight_DO.T, self.weight_OD, self.matrix_DD
+        ridged_O = ((weight_OD @ matrix_DD) * weight_OD).sum(1)
+        ridged_O = ridged_O - ((new_OD @ matrix_DD) * new_OD).sum(1)
+        return ridged_O - self.ridge * (weight_OD.square() - new_OD.square()).sum(1)
 
     def loss(self, units: int) -> float:
         """Mean squared error of the outputs plus ridge times the squared change of the weights.
 
         Never rises with `units` where rows are solved exactly.
         """
-        if units == self.rank_RU.numel():
-            return 0.0
-        if units == 0:
-            return self._squares(self.weight_OD)
         if units not in self._losses:
-            self.weight(units)
+            if units == 0:
+                self._losses[0] = _squares(self.weight_OD, self.matrix_DD)
+            elif bool(self._keep(units).all()):
+                self._losses[units] = 0.0
+            else:
+                self.weight(units)
         return self._losses[units]
 
     def _keep(self, units: int) -> Tensor:
         """Which columns every row of units keeps, (R, D)."""
-        each = self.weight_OD.shape[1] // self.rank_RU.shape[1]
+        each = len(self.mean_D) // self.rank_RU.shape[1]
         return (self.rank_RU < units).repeat_interleave(each, 1)
 
-    def _squares(self, change_OD: Tensor) -> float:
-        return float(((change_OD @ self.matrix_DD) * change_OD).sum())
+
+def _squares(change_OD: Tensor, matrix_DD: Tensor) -> float:
+    return float(((change_OD @ matrix_DD) * change_OD).sum())

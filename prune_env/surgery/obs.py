@@ -16,7 +16,7 @@ from prune_env.measure.calibration import Calibration
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.patterns import Pattern, TopK
 from prune_env.structure.rewrite import tensors_of
-from prune_env.surgery.consumers import consumers_of
+from prune_env.surgery.consumers import Problem, problems_of
 from prune_env.surgery.criteria import score_units
 from prune_env.surgery.least_squares import RIDGE, factorise
 
@@ -34,18 +34,39 @@ def score_by_obs(
     dense: Mapping[str, Tensor] = tensors_of(model)
     scores = {}
     for group in groups:
-        found = consumers_of(group, torch.arange(group.units), dense, calibration)
+        found = problems_of(group, torch.arange(group.units), dense, calibration)
         if found and any(axis.role == "weight" for axis in group.axes):
-            scores[group.name] = obs_weight_scores(
-                found[0].weight_OD, found[0].matrix_DD, group.grid, group.pattern, ridge
-            )
+            scores[group.name] = _weight_scores(group, found, ridge)
         elif found:
-            weights, matrices = [c.weight_OD for c in found], [c.matrix_DD for c in found]
-            flat = obs_scores(weights, matrices, group.units, ridge)
-            scores[group.name] = flat.reshape(group.grid)
+            work = [_Elimination(p.weight_OD, p.matrix_DD, p.ranks_RU[0], ridge) for p in found]
+            _share_scale(work, [problem.consumer.tensor for problem in found])
+            scores[group.name] = _eliminated(work, group.units).reshape(group.grid)
         else:
             scores.update(score_units(model, [group], "l1"))
     return scores
+
+
+def _weight_scores(group: PrunableGroup, found: Sequence[Problem], ridge: float) -> Tensor:
+    """Scores of single weights, block by block: losses of blocks can be compared."""
+    score_RU = torch.full((group.grid[0], group.units // group.grid[0]), torch.inf).double()
+    for problem in found:
+        # In the order of the grid, units of the first row have their own numbers for ranks.
+        units = problem.ranks_RU[0]
+        whole = len(units) == score_RU.shape[1]
+        grid = group.grid if whole else (len(score_RU), len(units))
+        weight_OD, matrix_DD = problem.weight_OD, problem.matrix_DD
+        part = obs_weight_scores(weight_OD, matrix_DD, grid, group.pattern, ridge)
+        score_RU[:, units] = part.reshape(len(score_RU), -1)
+    return score_RU.reshape(group.grid)
+
+
+def _share_scale(work: Sequence[_Elimination], tensors: Sequence[str]) -> None:
+    """Make the losses of blocks of one consumer relative to the size of all of its outputs."""
+    scales: dict[str, float] = {}
+    for state, tensor in zip(work, tensors, strict=True):
+        scales[tensor] = scales.get(tensor, 0.0) + state.scale
+    for state, tensor in zip(work, tensors, strict=True):
+        state.scale = scales[tensor]
 
 
 def obs_scores(
@@ -66,11 +87,18 @@ def obs_scores(
         units: U; a consumer has D / U columns per unit.
         ridge: as in `Solver.of`; larger, as many eliminations add up rounding.
     """
-    work = [_Elimination(w, s, units, ridge) for w, s in zip(weights_OD, matrices_DD, strict=True)]
+    pairs, every_U = zip(weights_OD, matrices_DD, strict=True), torch.arange(units)
+    return _eliminated([_Elimination(w, s, every_U, ridge) for w, s in pairs], units)
+
+
+def _eliminated(work: Sequence[_Elimination], units: int) -> Tensor:
+    """See `obs_scores`."""
     alive = torch.ones(units, dtype=torch.bool)
     score_U, so_far = torch.zeros(units, dtype=torch.float64), 0.0
     for _ in range(units):
-        cost_U = sum((state.cost() for state in work), torch.zeros(units, dtype=torch.float64))
+        cost_U = torch.zeros(units, dtype=torch.float64)
+        for state in work:
+            cost_U[state.units_U] += state.cost()
         cost_U[~alive] = torch.inf
         weakest = int(cost_U.argmin())
         # Strictly rising, also where units cost nothing (dead channels).
@@ -177,27 +205,34 @@ def _remove(weight_RGD: Tensor, inverse_RDD: Tensor, place_Rb: Tensor) -> None:
 class _Elimination:
     """W and the inverse of S as units go."""
 
-    def __init__(self, weight_OD: Tensor, matrix_DD: Tensor, units: int, ridge: float) -> None:
+    def __init__(self, weight_OD: Tensor, matrix_DD: Tensor, units_U: Tensor, ridge: float) -> None:
+        """`units_U`: the units that the columns belong to, rising."""
         _, lower_DD, _ = factorise(matrix_DD.double(), ridge)
         self.weight = weight_OD.double().clone()
         self.scale = float((self.weight @ lower_DD).square().sum().clamp(min=1e-300))
         self.inverse = torch.cholesky_inverse(lower_DD)
-        self.units, self.block = units, len(matrix_DD) // units
+        self.units_U, self.block = units_U, len(matrix_DD) // len(units_U)
+        self._places = {unit: place for place, unit in enumerate(units_U.tolist())}
 
     def cost(self) -> Tensor:
-        """Loss of removing each unit, relative to the outputs, (U,)."""
-        u, b = self.units, self.block
+        """Loss of removing each of its units, relative to the outputs, (U,)."""
+        u, b = len(self.units_U), self.block
+        if b == 1:
+            return self.weight.square().sum(0) / self.inverse.diagonal() / self.scale
         blocks_Ubb = self.inverse.reshape(u, b, u, b).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         weight_UbO = self.weight.T.reshape(u, b, -1)
         cost_U: Tensor = (weight_UbO * torch.linalg.solve(blocks_Ubb, weight_UbO)).sum((1, 2))
         return cost_U / self.scale
 
     def remove(self, unit: int) -> None:
-        """Let the other units take over for one."""
-        place = slice(unit * self.block, (unit + 1) * self.block)
+        """Let its other units take over for one; nothing where the unit is not its own."""
+        if unit not in self._places:
+            return
+        first = self._places[unit] * self.block
+        place = slice(first, first + self.block)
         rows = torch.linalg.solve(self.inverse[place, place], self.inverse[place])
-        self.weight -= self.weight[:, place] @ rows
-        self.inverse -= self.inverse[:, place] @ rows
+        self.weight.addmm_(self.weight[:, place].clone(), rows, alpha=-1)
+        self.inverse.addmm_(self.inverse[:, place].clone(), rows, alpha=-1)
         # Exactly zero, with a unit diagonal so that `cost` stays defined for the gone unit.
         self.inverse[place], self.inverse[:, place] = 0.0, 0.0
         self.inverse[place, place] = torch.eye(self.block, dtype=torch.float64)

@@ -122,7 +122,7 @@ class PruningPlan:
             "format": FORMAT,
             "notes": dict(self.notes),
             "summary": {g.name: f"{len(self.kept[g.name])} of {g.units}" for g in self.groups},
-            "kept": {g.name: _written(self.kept[g.name], g.units) for g in self.groups},
+            "kept": {g.name: _written(self.kept[g.name], g.cells) for g in self.groups},
             "groups": groups,
         }
         return json.dumps(content, indent=1)
@@ -142,7 +142,7 @@ class PruningPlan:
                     "Make it again, or use the version of prune_env that wrote it."
                 )
             groups = tuple(_group_of(entry) for entry in content["groups"])
-            counts = {group.name: group.units for group in groups}
+            counts = {group.name: group.cells for group in groups}
             kept = {str(name): _read(us, counts[name]) for name, us in content["kept"].items()}
             return PruningPlan(groups, kept, dict(content["notes"]))
         except (
@@ -190,11 +190,11 @@ def rank_units(
 
 
 def _require_units(group: PrunableGroup, units: Sequence[int]) -> None:
-    whole = all(isinstance(unit, int) and 0 <= unit < group.units for unit in units)
+    whole = all(isinstance(unit, int) and 0 <= unit < group.cells for unit in units)
     if not (whole and list(units) == sorted(set(units))):
         raise PlanError(
             f"units of group '{group.name}' must be integers, distinct, ascending and below "
-            f"{group.units}; "
+            f"{group.cells}; "
             f"the plan has {list(units)[:8]}{'...' if len(units) > 8 else ''}."
         )
     if len(units) < group.min_keep:

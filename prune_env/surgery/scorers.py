@@ -1,4 +1,4 @@
-"""Scores of units by name: elementwise criteria, and eliminations on the statistics."""
+"""Scores of units by name: elementwise criteria, eliminations on the statistics, experts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from prune_env.errors import look_up
+from prune_env.measure.batches import Batch
 from prune_env.measure.calibration import Calibration
 from prune_env.structure.groups import PrunableGroup
 from prune_env.surgery.criteria import CRITERIA, Criterion, score_units
+from prune_env.surgery.experts import EXPERT_CRITERIA, ExpertCriterion, score_experts
 from prune_env.surgery.obs import score_by_obs
 
 
@@ -22,11 +24,13 @@ class Evidence:
         calibration: statistics of the consumers of the groups.
         gradients: makes the gradients of the loss by state_dict key; only called when needed.
         seed: of random scores.
+        batches: calibration data, for scores that must watch the network run.
     """
 
     calibration: Calibration
     gradients: Callable[[], Mapping[str, Tensor]]
     seed: int = 0
+    batches: Sequence[Batch] = ()
 
 
 Scorer = Callable[[nn.Module, Sequence[PrunableGroup], Evidence], dict[str, Tensor]]
@@ -56,9 +60,23 @@ def obs(model: nn.Module, groups: Sequence[PrunableGroup], evidence: Evidence) -
     return score_by_obs(model, groups, evidence.calibration)
 
 
+def of_experts(criterion: ExpertCriterion) -> Scorer:
+    """The scorer of experts by a criterion, and of all other groups by OBS."""
+
+    def score(
+        model: nn.Module, groups: Sequence[PrunableGroup], evidence: Evidence
+    ) -> dict[str, Tensor]:
+        experts = score_experts(model, groups, evidence.batches, criterion)
+        others = obs(model, [g for g in groups if g.name not in experts], evidence)
+        return {group.name: {**others, **experts}[group.name] for group in groups}
+
+    return score
+
+
 SCORERS: dict[str, Scorer] = {
     **{name: elementwise(criterion) for name, criterion in CRITERIA.items()},
     "obs": obs,
+    **{name: of_experts(criterion) for name, criterion in EXPERT_CRITERIA.items()},
 }
 
 

@@ -7,7 +7,9 @@ from functools import partial
 
 from torch import nn
 
-from prune_env.attention.density import density_groups
+from prune_env.attention.attach import with_full_attention
+from prune_env.attention.checks import sparse_modules
+from prune_env.attention.density import density_groups, follow_heads
 from prune_env.errors import GroupError
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup
@@ -20,7 +22,9 @@ Find = Callable[[nn.Module, Inputs, int], Sequence[PrunableGroup]]
 
 
 def _structured(model: nn.Module, inputs: Inputs, seed: int) -> Sequence[PrunableGroup]:
-    return find_groups(model, inputs, seed=seed)
+    if not sparse_modules(model):
+        return find_groups(model, inputs, seed=seed)
+    return follow_heads(model, find_groups(with_full_attention(model), inputs, seed=seed))
 
 
 def _sublayers(model: nn.Module, inputs: Inputs, seed: int) -> Sequence[PrunableGroup]:
@@ -51,13 +55,17 @@ def groups_of(
     Args:
         kinds: names joined by "+": "structured" (channels, neurons, heads, experts: everything that
             makes tensors smaller), "sublayers" (whole residual branches), "density" (blocks of
-            attention), "unstructured", "per_row", "n:m", "block:b" (single weights).
+            attention, where it is block sparse), "unstructured", "per_row", "n:m", "block:b"
+            (single weights). What the latter save of any cost is theoretical: a mask alone saves
+            no time and no memory (`CostModel.effective`). Density saves MACs, and no parameters.
         model: the dense network; not changed.
         inputs: an example batch.
         seed: of the verification.
 
     Raises:
-        GroupError: an unknown kind, or one whose groups overlap with those of another.
+        GroupError: an unknown kind, or kinds that cannot be combined: one twice, or single weights
+            of tensors that another kind makes smaller.
+        ModelError: density is asked of a model without block masks.
     """
     found: list[PrunableGroup] = []
     for kind in kinds.split("+"):
@@ -70,4 +78,27 @@ def groups_of(
             f"units '{kinds}' name the group '{twice[0]}' twice. Give kinds of unit that do not "
             "overlap, such as 'structured+sublayers'."
         )
+    _require_separate(kinds, found)
     return tuple(found)
+
+
+def _require_separate(kinds: str, groups: Sequence[PrunableGroup]) -> None:
+    """Refuse single weights of a tensor that loses rows or columns to other units.
+
+    N:M slots would no longer be neighbours, and how many of the kept weights lie in the kept rows
+    nobody knows before the cut, so the cost would be wrong. A branch of one unit goes whole or
+    stays whole: there both hold.
+    """
+    live = [group for group in groups if not group.frozen]
+    weights = {
+        axis.tensor: group.name for group in live for axis in group.axes if axis.role == "weight"
+    }
+    for group in live:
+        shared = [axis.tensor for axis in group.axes if axis.tensor in weights]
+        if shared and group.units > 1 and group.pattern.shrinks:
+            raise GroupError(
+                f"units '{kinds}' cannot be combined: group '{weights[shared[0]]}' removes single "
+                f"weights of '{shared[0]}', and group '{group.name}' whole rows or columns of it, "
+                "so that neither pattern nor cost of the former would hold. Prune in two runs: "
+                "the structure first, then the weights of the smaller network."
+            )
