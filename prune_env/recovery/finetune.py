@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,11 +41,19 @@ __all__ = ["EpochRecord", "FinetuneResult", "FinetuneSettings", "finetune"]
 
 @dataclass(frozen=True, eq=False)
 class FinetuneResult:
-    """The tuned model in eval mode with its best epoch's weights, and how it came about."""
+    """The tuned model in eval mode with its best epoch's weights, and how it came about.
+
+    Attributes:
+        model: as it was at its best epoch on val.
+        history: what was measured after every epoch, epoch 0 first.
+        best_epoch: the one that val chose.
+        last: state_dict after the last epoch, on the CPU, for those who want no choice.
+    """
 
     model: nn.Module
     history: tuple[EpochRecord, ...]
     best_epoch: int
+    last: Mapping[str, Any]
 
 
 def finetune(
@@ -101,7 +109,8 @@ def finetune(
     assert progress is not None  # epoch 0 is always made
     student.load_state_dict(progress.best)
     student.zero_grad(set_to_none=True)
-    return FinetuneResult(student.eval(), progress.history, progress.best_record.epoch)
+    best = progress.best_record.epoch
+    return FinetuneResult(student.eval(), progress.history, best, progress.model)
 
 
 @dataclass(frozen=True)
