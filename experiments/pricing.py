@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import re
 import resource
 import time
@@ -26,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.formats import percent, scaled
 from experiments.page import Cell, Table
 from prune_env.errors import ConfigError, ModelError
+from prune_env.structure.skip import is_cache
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HEADS = ("ForMaskedLM", "ForCausalLM", "ForImageClassification", "")
@@ -204,11 +206,14 @@ def _count(model: nn.Module, inputs: Mapping[str, Any], name: str) -> tuple[Flop
             f"the network of '{name}' cannot be run without values: {type(error).__name__}: "
             f"{str(error).strip().splitlines()[0][:200]}"
         ) from error
-    return counter, getattr(output, "past_key_values", None)
+    return counter, next(filter(is_cache, output.values()), None)
 
 
 def _decode(model: nn.Module, cache: Any, name: str) -> int:
-    step = {"input_ids": torch.empty(1, 1, dtype=torch.int64), "past_key_values": cache}
+    # transformers 5.24 renamed the argument.
+    known = inspect.signature(model.forward).parameters
+    word = "cache" if "cache" in known else "past_key_values"
+    step = {"input_ids": torch.empty(1, 1, dtype=torch.int64), word: cache}
     counter, _ = _count(model, step, name)
     return int(counter.get_total_flops()) // 2
 

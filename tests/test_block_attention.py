@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
+import inspect
 import itertools
 import warnings
 from typing import Any
@@ -25,6 +26,7 @@ from prune_env.errors import ConfigError, GroupError, ModelError, PruneEnvError
 from prune_env.measure.costs import CostModel
 from prune_env.structure.discover import find_groups
 from prune_env.structure.options import constrain
+from prune_env.structure.skip import is_cache
 from prune_env.surgery.apply import compact
 from prune_env.surgery.apply import masked as masked_model
 from prune_env.surgery.plan import PruningPlan
@@ -362,6 +364,13 @@ def test_blocks_are_in_the_state_dict_and_go_with_a_copy() -> None:
     torch.testing.assert_close(logits(again, x), logits(model, x), atol=1e-5, rtol=0)
 
 
+def remembered(model: nn.Module, output: Any) -> dict[str, Any]:
+    """What the next call is given to go on; transformers 5.24 renamed the argument."""
+    known = inspect.signature(model.forward).parameters
+    word = "cache" if "cache" in known else "past_key_values"
+    return {word: next(filter(is_cache, output.values())), "use_cache": True}
+
+
 def test_decoding_with_a_cache_equals_reading_at_once() -> None:
     sparse, x = sparsify_attention(tiny("mistral"), block=4, window=3, random=1), tokens(20)
     whole = logits(sparse, x, use_cache=False)
@@ -369,9 +378,7 @@ def test_decoding_with_a_cache_equals_reading_at_once() -> None:
         step = sparse(x[:, :12], use_cache=True)
         parts = [step.logits]
         for place in range(12, 20):
-            step = sparse(
-                x[:, place : place + 1], past_key_values=step.past_key_values, use_cache=True
-            )
+            step = sparse(x[:, place : place + 1], **remembered(sparse, step))
             parts.append(step.logits)
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=0)
 
@@ -379,9 +386,9 @@ def test_decoding_with_a_cache_equals_reading_at_once() -> None:
 def test_a_cache_that_forgets_is_refused() -> None:
     sparse, x = sparsify_attention(tiny("sliding"), block=4), tokens(20)
     with torch.no_grad():
-        past = sparse(x[:, :16], use_cache=True).past_key_values
+        past = remembered(sparse, sparse(x[:, :16], use_cache=True))
         with pytest.raises(ModelError, match="a cache of every key"):
-            sparse(x[:, 16:17], past_key_values=past, use_cache=True)
+            sparse(x[:, 16:17], **past)
 
 
 @pytest.mark.parametrize("name", ["mistral", "bert", "roberta"])

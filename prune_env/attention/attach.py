@@ -20,6 +20,7 @@ from prune_env.attention.checks import BUFFER, require_length
 from prune_env.attention.layout import BlockLayout, layout_of
 from prune_env.errors import ConfigError, ModelError
 from prune_env.structure.copies import copied
+from prune_env.structure.skip import is_cache
 
 NAME = "prune_env_blocks"
 """What the attention function is called in the registry of transformers."""
@@ -229,7 +230,7 @@ def _position_mask(
         raise ModelError(
             f"the cache holds keys {int(kv_offset)} to {int(kv_offset) + kv_length} while the last "
             f"query is at {int(q_offset) + q_length - 1}: block attention needs a cache of every "
-            "key so far and no more. Pass past_key_values=DynamicCache()."
+            "key so far and no more. Give the model a DynamicCache()."
         )
     found: Tensor | None = sdpa_mask(
         batch_size=batch_size,
@@ -248,6 +249,6 @@ def _check_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
     tokens = kwargs.get("inputs_embeds") if first is None else first
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 + tokens.is_floating_point():
         return
-    past = kwargs.get("past_key_values")
+    past = next(filter(is_cache, kwargs.values()), None)
     seen = 0 if past is None else int(past.get_seq_length())
     require_length(model, seen + tokens.shape[1], whole=not seen)
