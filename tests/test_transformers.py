@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -16,12 +15,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import close, counted_macs, counted_size, outputs
+from toys import Toy, close, counted_macs, counted_size, outputs
 
 from prune_env.measure.costs import CostModel
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup
-from prune_env.structure.inputs import Inputs
 from prune_env.structure.multihead import free_widths
 from prune_env.structure.sublayers import sublayer_groups
 from prune_env.surgery.apply import Candidates, compact, masked
@@ -146,24 +144,13 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
 NAMES = sorted([*FAMILIES, *PLAIN])
 
 
-@dataclass(frozen=True)
-class Case:
-    model: nn.Module
-    inputs: Inputs
-    groups: tuple[PrunableGroup, ...]
-
-    @property
-    def live(self) -> tuple[PrunableGroup, ...]:
-        return tuple(group for group in self.groups if not group.frozen)
-
-
 @cache
-def case(name: str) -> Case:
+def case(name: str) -> Toy:
     """A family with its groups; do not change it."""
     torch.manual_seed(0)
     if name in PLAIN:
         model, inputs = PLAIN[name]().eval(), torch.randn(2, 10, 32)
-        return Case(model, inputs, find_groups(model, inputs))
+        return Toy(model, inputs, find_groups(model, inputs))
     kind, config, options = FAMILIES[name]
     model = getattr(transformers, kind)(getattr(transformers, config)(**options)).eval()
     with torch.no_grad():  # fresh models have small weights and zero biases: make heads differ
@@ -171,7 +158,7 @@ def case(name: str) -> Case:
             parameter.add_(0.1 * torch.randn_like(parameter))
     images = "image_size" in options
     inputs = {"pixel_values": torch.randn(2, 3, 16, 16)} if images else {"input_ids": tokens()}
-    return Case(model, inputs, find_groups(model, inputs))
+    return Toy(model, inputs, find_groups(model, inputs))
 
 
 @cache

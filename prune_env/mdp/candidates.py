@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prune_env.errors import ConfigError, ModelError
+from prune_env.errors import ConfigError
 from prune_env.mdp.rewards import Reward
 from prune_env.measure.batches import Batch, channels_last, take_batches
 from prune_env.measure.calibration import Calibration
@@ -202,7 +202,7 @@ def prepare(
     """
     require_finite(tensors_of(model))
     repair = repair_named(options.repair) if isinstance(options.repair, str) else options.repair
-    dense = _evaluation_copy(model)
+    dense = copied(model)
     calibration, rewarding = _split(dense, data, options)
     for stage in options.stages:
         if stage < 1:
@@ -247,13 +247,6 @@ def _example(batch: Batch) -> Inputs:
 
     inputs: Inputs = map_tensors(cut, batch.inputs)
     return inputs
-
-
-def _evaluation_copy(model: nn.Module) -> nn.Module:
-    try:
-        return copied(model)
-    except Exception as error:
-        raise ModelError(f"{type(model).__name__} cannot be copied: {error}.") from error
 
 
 def _constrained(

@@ -77,26 +77,13 @@ class Unstructured(Pattern):
 
 
 @dataclass(frozen=True)
-class PerRow(Pattern):
-    """As many weights of every row as of any other, or one more (Sun et al. 2023, Wanda, sec. 3).
-
-    Attributes:
-        levels_per_group: about how many levels the units are divided into.
-    """
-
-    levels_per_group: int = 64
+class PerRow(Unstructured):
+    """As many weights of every row as of any other, or one more (Wanda, Sun et al. 2023, 3)."""
 
     def order(self, scores: Tensor) -> Tensor:
         best = TopK().order(scores)
         ranks = _ranks(scores.flatten(1)).flatten()
         return best[ranks[best].argsort(stable=True)]
-
-    def step(self, grid: Sequence[int]) -> int:
-        return Unstructured(self.levels_per_group).step(grid)
-
-    @property
-    def shrinks(self) -> bool:
-        return False
 
 
 @dataclass(frozen=True)
