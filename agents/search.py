@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -49,12 +50,15 @@ class SearchResult:
         plan: its plan, with notes on how it was found.
         history: every charged outcome, in order.
         seconds: wall-clock time of the search; of its last part, if it was resumed.
+        times: wall-clock time from the start to each outcome; a resumed search keeps those of its
+            earlier parts.
     """
 
     best: Outcome
     plan: PruningPlan
     history: tuple[Outcome, ...]
     seconds: float
+    times: tuple[float, ...] = ()
 
 
 def searcher_named(name: str) -> Searcher:
@@ -163,4 +167,5 @@ def _result(ledger: Ledger, settings: dict[str, object], seconds: float) -> Sear
     notes |= {"evaluations": ledger.spent, "charged": round(ledger.charged, 6)}
     notes |= {"reward": ledger.best.reward}
     plan = ledger.task.plan(ledger.best.kept, **notes)
-    return SearchResult(ledger.best, plan, tuple(ledger.history), seconds)
+    times = tuple(itertools.accumulate(ledger.seconds))
+    return SearchResult(ledger.best, plan, tuple(ledger.history), seconds, times)
