@@ -1,9 +1,10 @@
-"""Several searchers and seeds on one task, all charged the same evaluations.
+"""Several searchers, seeds and budgets on one task, all charged the same evaluations.
 
-    python -m experiments.compare --task digits --searchers uniform,random,ppo --seeds 5
+    python -m experiments.compare --task digits --budgets 0.5,0.3 --searchers uniform,random,ppo
 
-Every search has its own folder under runs/compare-<digest>/ and is skipped when it is finished, so
-the same command goes on where it was killed, and more seeds or searchers add to what is there.
+Every search has its own folder under runs/compare-<digest>/b<budget>/ and is skipped when it is
+finished, so the same command goes on where it was killed, and more budgets, seeds or searchers add
+to what is there. `python -m experiments.tabulate` makes one page of several comparisons.
 """
 
 from __future__ import annotations
@@ -12,24 +13,36 @@ import json
 import sys
 from collections.abc import Sequence
 
+from experiments.benches import command_of
 from experiments.compare_config import CompareConfig
 from experiments.config import main_guard, parse
+
+ONE_BUDGET = "--budget"
+"""What --budgets was called when there was one."""
 
 
 @main_guard
 def main(argv: Sequence[str]) -> int:
-    """Run what is missing, print the table and write the pages; returns the exit status."""
+    """Run what is missing, print the tables and write the pages; returns the exit status."""
+    command = command_of("compare", argv)
+    argv = [word.replace(ONE_BUDGET, "--budgets") if _is_old(word) else word for word in argv]
     config = parse(CompareConfig, argv, prog="python -m experiments.compare")
-    from experiments.comparison import write_comparison
-    from experiments.searching import compare  # torch comes with it; --help must not wait for that
+    # torch comes with these; --help must not wait for that
+    from experiments.comparison import figures, publish_comparison, tables, write_comparison
+    from experiments.searching import compare
 
-    results = compare(config, " ".join(["python -m experiments.compare", *argv]))
-
-    page, table = write_comparison(results, config.folder)
-    print(table)
+    results = compare(config, command)
+    page = write_comparison(results, config.folder)
+    if config.out:
+        publish_comparison(results, config.out)
+    print(tables(results))
     print(f"comparison: {page}")
-    print(json.dumps({"searchers": results["searchers"], "settings": config.settings}))
+    print(json.dumps(figures(results), allow_nan=False))
     return 0
+
+
+def _is_old(word: str) -> bool:
+    return word == ONE_BUDGET or word.startswith(f"{ONE_BUDGET}=")
 
 
 if __name__ == "__main__":

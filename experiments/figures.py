@@ -128,51 +128,10 @@ def scatter_figure(results: Results) -> str:
         return svg_of(figure)
 
 
-def comparison_figure(curves: Mapping[str, Sequence[Floats]], label: str) -> str:
-    """Best reward so far against evaluations: median over seeds and the quartiles around it.
-
-    Args:
-        curves: per searcher, the rewards of each seed's evaluations in order; a searcher whose
-            seeds all measured one plan is drawn as a level.
-        label: of the vertical axis.
-    """
-    length = max((len(curve) for seeds in curves.values() for curve in seeds), default=1)
-    steps = np.arange(1, length + 1)
-    with matplotlib.rc_context(LOOK):
-        figure = Figure((WIDTH, 4.6), layout="constrained")
-        axes = figure.subplots()
-        early, final = [], []
-        for name, seeds in curves.items():
-            style = style_of(name)
-            best = np.array([_lengthened(best_so_far(curve), length) for curve in seeds])
-            low, median, high = np.quantile(best, [0.25, 0.5, 0.75], axis=0)
-            once = all(len(curve) == 1 for curve in seeds)
-            look: dict[str, Any] = {
-                "color": style.colour,
-                "label": short(name),
-                "linewidth": 1.5 if once else 2,
-            }
-            axes.step(steps, median, "--" if once else "-", where="post", **look)
-            if not once:
-                band: dict[str, Any] = {"color": style.colour, "alpha": 0.18, "linewidth": 0}
-                axes.fill_between(steps, low, high, step="post", **band)
-            early.append(low)
-            final += [low[-1], high[-1]]
-        limit(axes, early, final)
-        count_axis(axes, "evaluations")
-        axes.set_ylabel(label)
-        legend(figure, axes)
-        return svg_of(figure)
-
-
 def best_so_far(values: Floats) -> Floats:
     """The running maximum; NaN counts as nothing."""
     result: Floats = np.fmax.accumulate(values) if len(values) else values
     return result
-
-
-def _lengthened(values: Floats, length: int) -> Floats:
-    return np.pad(values, (0, length - len(values)), mode="edge")
 
 
 def history(row: Mapping[str, Any], key: str) -> Floats:

@@ -3,176 +3,122 @@
 from __future__ import annotations
 
 import multiprocessing
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from agents.search import SearchResult, run_search, searcher_named
+from agents.search import SEARCHERS, searcher_named
+from experiments.benches import note
+from experiments.cells import cell_of
 from experiments.compare_config import CompareConfig
-from experiments.directory import once
-from experiments.presets import open_named
-from experiments.progress import progress
-from experiments.project import Project
-from experiments.quality import ACCURACY, Yardstick
-from experiments.stages import machine, quality
-from experiments.summaries import summarise
-from prune_env import Ledger, PruningTask
-from prune_env.mdp.rewards import Outcome
+from experiments.compare_job import Job, Run, run_job
+from experiments.compare_task import facts_of
+from prune_env.errors import RunError
 
-Run = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One search of a comparison."""
-
-    config: CompareConfig
-    searcher: str
-    seed: int
-
-    @property
-    def folder(self) -> Path:
-        """Where its journal and figures are."""
-        return self.config.folder / f"{self.searcher}-s{self.seed}"
+More = Callable[[Job, Run], Sequence[Job]]
+"""Searches that a finished one asks for."""
 
 
 def compare(config: CompareConfig, command: str) -> dict[str, Any]:
     """Every search that is not finished yet, then all of them in figures.
 
     Raises:
-        PruneEnvError: an unknown task or searcher, an unreachable budget, or a folder that cannot
-            be written.
+        PruneEnvError: an unknown task or searcher, an unreachable budget, a folder that cannot be
+            written, or no search that could be run.
     """
     for name in config.searchers:
-        searcher_named(name)
+        if name not in SEARCHERS:
+            searcher_named(name)
     # One thread everywhere: sums in another order would end the journals of other searches.
     torch.set_num_threads(1)
-    task, yardstick = task_of(config), yardstick_of_task(config)
+    facts = facts_of(config)
     runs = _search_all(config)
-    return {
-        "title": task.name,
-        "command": command,
-        "settings": config.settings,
-        "machine": machine(),
-        "quality": yardstick.name,
-        "dense": None if task.dense is None else {yardstick.name: yardstick.of(task.dense)},
-        "groups": task.length,
-        "searchers": [summary.to_dict() for summary in summarise(runs, yardstick)],
-        "runs": runs,
-    }
-
-
-@lru_cache(maxsize=1)
-def _opened(config: CompareConfig) -> Project | PruningTask:
-    """What the config names, opened once in every process."""
-    names = ("budget", "on", "reward", "units", "criterion", "repair")
-    return open_named(config.task, **{name: getattr(config, name) for name in names})
-
-
-def task_of(config: CompareConfig) -> PruningTask:
-    """The task of a comparison."""
-    opened = _opened(config)
-    return opened.task if isinstance(opened, Project) else opened
-
-
-def yardstick_of_task(config: CompareConfig) -> Yardstick:
-    """The figure of quality of a comparison."""
-    opened = _opened(config)
-    return opened.yardstick if isinstance(opened, Project) else ACCURACY
+    if all("refused" in run for run in runs):
+        raise RunError(f"no search could be run: {runs[0]['searcher']}: {runs[0]['refused']}")
+    cells = [
+        cell_of(facts, config, budget, [run for run in runs if run["budget"] == budget])
+        for budget in dict.fromkeys(config.budgets)
+    ]
+    return {**facts, "command": command, "settings": config.settings, "cells": cells}
 
 
 def _search_all(config: CompareConfig) -> list[Run]:
     """First one seed of every searcher; those that need luck are then given the other seeds.
 
-    A searcher that measures a single plan although it may measure more does not depend on a seed
-    and appears once.
+    A searcher that measures a single plan although it may measure more, or that asks for the same
+    plans with two seeds, does not depend on a seed and appears once.
     """
-    first = [Job(config, name, 0) for name in dict.fromkeys(config.searchers)]
-    done = _run(first, config)
-    lucky = [job for job in first if done[job]["evaluations"] > 1 or config.evaluations == 1]
-    more = [replace(job, seed=seed) for job in lucky for seed in range(1, config.seeds)]
-    done.update(_run(more, config))
+    done: dict[Job, Run] = {}
+
+    def lucky(job: Job) -> bool:
+        run, second = done[job], done.get(replace(job, seed=1))
+        if "refused" in run or (run["plans"] == 1 and config.evaluations > 1):
+            return False
+        return second is None or second.get("asked") != run["asked"]
+
+    def more(job: Job, run: Run) -> list[Job]:
+        done[job] = run
+        first = replace(job, seed=0)
+        seeds = {0: range(1, min(2, config.seeds)), 1: range(2, config.seeds)}.get(job.seed, ())
+        return [replace(job, seed=seed) for seed in seeds] if lucky(first) else []
+
+    firsts = [
+        Job(config, budget, name, 0)
+        for budget in dict.fromkeys(config.budgets)
+        for name in dict.fromkeys(config.searchers)
+    ]
+    for job, run in _finished(firsts, more, config.processes):
+        note(f"budget {job.budget:g}, {job.searcher}, seed {job.seed}: {_said(run)}")
     return [
-        done[replace(job, seed=s)]
-        for job in first
-        for s in range(config.seeds)
-        if replace(job, seed=s) in done
+        done[each]
+        for job in firsts
+        for each in [job, *(replace(job, seed=s) for s in range(1, config.seeds) if lucky(job))]
+        if each in done
     ]
 
 
-def _run(jobs: Sequence[Job], config: CompareConfig) -> dict[Job, Run]:
-    done = {}
-    for number, (job, run) in enumerate(_finished(jobs, config.processes), 1):
-        done[job] = run
-        print(
-            f"[{number}/{len(jobs)}] {job.searcher}, seed {job.seed}: reward {run['reward']:.4f} "
-            f"after {run['evaluations']} evaluations, {run['seconds']:.1f} s",
-            file=sys.stderr,
-            flush=True,
-        )
-    return done
+def _said(run: Run) -> str:
+    if "refused" in run:
+        return f"not run: {run['refused']}"
+    after = f"after {run['evaluations']:g} evaluations, {run['seconds']:.1f} s"
+    return f"KL {run['kl']:.4f}, reward {run['reward']:.4f} {after}"
 
 
-def _finished(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, Run]]:
-    """Jobs and their figures, as they finish."""
-    if processes == 1:
-        for job in jobs:
-            yield job, run_job(job)
-        return
-    context = multiprocessing.get_context("spawn")
+def _finished(jobs: Sequence[Job], more: More, processes: int) -> Iterator[tuple[Job, Run]]:
+    """Jobs and their figures, as they finish, and then those that they ask for."""
+    run = _one_by_one if processes == 1 else partial(_in_processes, processes)
+    queue = deque(jobs)
+    for job, figures in run(queue):
+        queue.extend(more(job, figures))
+        yield job, figures
+
+
+def _one_by_one(queue: deque[Job]) -> Iterator[tuple[Job, Run]]:
+    while queue:
+        job = queue.popleft()
+        yield job, run_job(job)
+
+
+def _in_processes(processes: int, queue: deque[Job]) -> Iterator[tuple[Job, Run]]:
+    """Several at a time; what is finished already needs no process."""
+    context, running = multiprocessing.get_context("spawn"), dict[Future[Run], Job]()
     with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
-        futures = {pool.submit(run_job, job): job for job in jobs}
         try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+            while queue or running:
+                if not queue:
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        yield running.pop(future), future.result()
+                    continue
+                job = queue.popleft()
+                if job.figures.exists():
+                    yield job, run_job(job)
+                else:
+                    running[pool.submit(run_job, job)] = job
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def run_job(job: Job) -> Run:
-    """The figures of one search, from its folder when it is finished."""
-    return once(job.folder / "figures.json", lambda: _search(job))
-
-
-def _search(job: Job) -> dict[str, Any]:
-    config, label = job.config, f"{job.searcher} s{job.seed}"
-    with progress(label, config.evaluations, "episodes", config.processes == 1) as bar:
-
-        def tell(ledger: Ledger, outcome: Outcome) -> None:
-            bar.step(f"best reward {ledger.best.reward:.4f}")
-
-        result = run_search(
-            task_of(config), job.searcher, config.evaluations, job.seed, job.folder, on_outcome=tell
-        )
-    return _figures(job, result)
-
-
-def _held_out(config: CompareConfig, kept: Sequence[int]) -> float | None:
-    """The figure of quality on test, before fine-tuning, if the task comes with such data."""
-    opened = _opened(config)
-    return quality(opened, opened.task.network(kept)) if isinstance(opened, Project) else None
-
-
-def _figures(job: Job, result: SearchResult) -> dict[str, Any]:
-    best, yardstick = result.best, yardstick_of_task(job.config)
-    return {
-        "searcher": job.searcher,
-        "seed": job.seed,
-        "evaluations": len(result.history),
-        "seconds": result.seconds,
-        "reward": best.reward,
-        "kl": best.metrics.kl,
-        yardstick.name: yardstick.of(best.metrics),
-        "held_out": _held_out(job.config, best.kept),
-        "macs_ratio": best.flops_ratio,
-        "params_ratio": best.params_ratio,
-        "kept": list(best.kept),
-        "rewards": [outcome.reward for outcome in result.history],
-    }

@@ -1,22 +1,20 @@
-"""Several seeds of several searchers as one table: what differs by more than the luck of a seed."""
+"""Several seeds of several searchers in one cell, a task under a budget, as one table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from experiments.aggregates import iqm_over
 from experiments.findings import leaders
-from experiments.formats import duration, plain
+from experiments.formats import MISSING, duration, plain
 from experiments.page import Cell, Table
 from experiments.quality import ACCURACY, Yardstick
 from experiments.series import style_of
-
-RESAMPLES = 10_000
-MEASURES = ("reward", "kl", "quality", "held_out")
-"""Fields of a `Summary` that are spreads; quality is what the yardstick says."""
 
 Run = Mapping[str, Any]
 
@@ -41,19 +39,29 @@ class Spread:
 
 @dataclass(frozen=True)
 class Summary:
-    """One searcher over its seeds; `evaluations` and `seconds` are means per search.
+    """One searcher over its seeds.
 
-    `quality` is of the reward samples, `held_out` of test (None where the task has none).
+    Attributes:
+        evaluations: charged, mean per search.
+        seconds: median per search.
+        until: evaluations to come close to the best of the cell, median; None: never.
+        reward, kl, quality: of the best plan on the reward samples; quality as the yardstick says.
+        held_out: quality on test, before fine-tuning; None where the task has none.
+        area: mean KL of the best plan so far, over all evaluations.
+        kl_at_time: KL after the same wall-clock time for all.
     """
 
     searcher: str
     seeds: int
     evaluations: float
     seconds: float
+    until: float | None
     reward: Spread
     kl: Spread
     quality: Spread
     held_out: Spread | None = None
+    area: Spread | None = None
+    kl_at_time: Spread | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON-able data."""
@@ -62,26 +70,25 @@ class Summary:
     @staticmethod
     def from_dict(entry: Mapping[str, Any]) -> Summary:
         """What `to_dict` gave."""
-        spreads = {key: Spread(**entry[key]) for key in MEASURES if entry.get(key)}
+        spreads = {k: Spread(**value) for k, value in entry.items() if isinstance(value, Mapping)}
         return Summary(**{**entry, **spreads})
 
 
-def interquartile_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis without the lowest and highest quarter (Agarwal et al. 2021)."""
-    cut = values.shape[-1] // 4
-    inner = np.sort(values, axis=-1)[..., cut : values.shape[-1] - cut]
-    result: np.ndarray = inner.mean(axis=-1)
-    return result
+@dataclass(frozen=True)
+class Measure:
+    """A column of spreads: the field of a `Summary`, its title, which way is better, its look."""
+
+    field: str
+    title: str
+    sign: int
+    show: Callable[[Any], str]
 
 
 def spread_of(values: Sequence[float], seed: int = 0) -> Spread:
     """Mean, deviation, interquartile mean and its bootstrap interval; the same for one `seed`."""
-    sample = np.array(values, dtype=np.float64)
-    drawn = np.random.default_rng(seed).integers(len(sample), size=(RESAMPLES, len(sample)))
-    low, high = np.quantile(interquartile_mean(sample[drawn]), [0.025, 0.975])
+    sample, found = np.array(values, dtype=np.float64), iqm_over([values], seed)
     std = float(sample.std(ddof=1)) if len(sample) > 1 else 0.0
-    iqm = float(interquartile_mean(sample))
-    return Spread(float(sample.mean()), std, iqm, float(low), float(high))
+    return Spread(float(sample.mean()), std, found.value, found.low, found.high)
 
 
 def summarise(runs: Sequence[Run], yardstick: Yardstick = ACCURACY) -> list[Summary]:
@@ -89,62 +96,86 @@ def summarise(runs: Sequence[Run], yardstick: Yardstick = ACCURACY) -> list[Summ
     result = []
     for name in dict.fromkeys(run["searcher"] for run in runs):
         mine = [run for run in runs if run["searcher"] == name]
-        held_out = [run["held_out"] for run in mine if run.get("held_out") is not None]
+        keys = {key: key for key in ("reward", "kl", "held_out", "area", "kl_at_time")}
+        keys["quality"] = yardstick.name
+        until = [math.inf if run.get("until") is None else run["until"] for run in mine]
+        usual = float(np.median(until))
         result.append(
             Summary(
                 searcher=name,
                 seeds=len(mine),
                 evaluations=float(np.mean([run["evaluations"] for run in mine])),
-                seconds=float(np.mean([run["seconds"] for run in mine])),
-                reward=spread_of([run["reward"] for run in mine]),
-                kl=spread_of([run["kl"] for run in mine]),
-                quality=spread_of([run[yardstick.name] for run in mine]),
-                held_out=spread_of(held_out) if len(held_out) == len(mine) else None,
+                seconds=float(np.median([run["seconds"] for run in mine])),
+                until=usual if math.isfinite(usual) else None,
+                **{field: _spread([run.get(key) for run in mine]) for field, key in keys.items()},  # type: ignore[arg-type]
             )
         )
     return result
 
 
+def _spread(values: Sequence[float | None]) -> Spread | None:
+    known = [value for value in values if value is not None]
+    return spread_of(known) if len(known) == len(values) else None
+
+
+def measures_of(yardstick: Yardstick) -> tuple[Measure, ...]:
+    """The spreads that a table shows."""
+    return (
+        Measure("kl", "KL, nats", -1, nats),
+        Measure("quality", yardstick.name, yardstick.sign, yardstick.show),
+        Measure("held_out", f"{yardstick.name}, test", yardstick.sign, yardstick.show),
+        Measure("area", "mean KL on the way", -1, nats),
+        Measure("kl_at_time", "KL at equal time", -1, nats),
+    )
+
+
 def summary_table(summaries: Sequence[Summary], yardstick: Yardstick = ACCURACY) -> Table:
-    """Mean and deviation, and below them the interquartile mean with its interval."""
-    signs = {"reward": 1, "kl": -1, "quality": yardstick.sign, "held_out": yardstick.sign}
-    if any(summary.held_out is None for summary in summaries):
-        del signs["held_out"]
-    best = {key: _ahead(summaries, key, sign) for key, sign in signs.items()}
-    shows = {key: yardstick.show if key in ("quality", "held_out") else plain for key in signs}
+    """A searcher a row; spreads are the interquartile mean with its interval."""
+    shown = [
+        measure
+        for measure in measures_of(yardstick)
+        if all(getattr(summary, measure.field) is not None for summary in summaries)
+    ]
+    ahead = {measure.field: _ahead(summaries, measure) for measure in shown}
     lines = []
     for k, summary in enumerate(summaries):
-        measures = [
-            _cell(getattr(summary, key), summary.seeds, show, k in best[key])
-            for key, show in shows.items()
+        spreads = [
+            _cell(getattr(summary, each.field), each.show, k in ahead[each.field]) for each in shown
         ]
         lines.append(
             (
                 Cell(summary.searcher, colour=style_of(summary.searcher).colour),
                 Cell(str(summary.seeds)),
-                Cell(f"{summary.evaluations:g}"),
+                Cell(f"{summary.evaluations:.4g}"),
+                *spreads,
+                Cell(MISSING if summary.until is None else f"{summary.until:.4g}"),
                 Cell(duration(summary.seconds)),
-                *measures,
             )
         )
-    columns = ("searcher", "seeds", "evaluations", "time", "reward", "KL, nats", yardstick.name)
-    held_out = (f"{yardstick.name}, test",) if "held_out" in signs else ()
-    return Table((*columns, *held_out), tuple(lines))
+    columns = ("searcher", "seeds", "evaluations", *(measure.title for measure in shown))
+    return Table((*columns, "to within 2 %", "time"), tuple(lines))
 
 
-def _ahead(summaries: Sequence[Summary], key: str, sign: int) -> set[int]:
+def nats(value: Any) -> str:
+    """Four significant digits: KLs of a few thousandths are told apart."""
+    if value is None or not math.isfinite(value):
+        return plain(value)
+    size = math.floor(math.log10(abs(value))) if value else 0
+    return plain(value, min(7, max(0, 3 - size)))
+
+
+def _ahead(summaries: Sequence[Summary], measure: Measure) -> set[int]:
     """The searcher whose interval lies wholly on the better side of all others."""
-    spreads = [getattr(summary, key) for summary in summaries]
+    spreads = [getattr(summary, measure.field) for summary in summaries]
 
     def clear(best: int, other: int) -> bool:
         a, b = spreads[best], spreads[other]
-        return bool(a.low > b.high if sign > 0 else a.high < b.low)
+        return bool(a.low > b.high if measure.sign > 0 else a.high < b.low)
 
-    return leaders([spread.iqm for spread in spreads], sign, clear)
+    return leaders([spread.iqm for spread in spreads], measure.sign, clear)
 
 
-def _cell(spread: Spread, seeds: int, show: Any, best: bool) -> Cell:
-    if seeds == 1:
-        return Cell(show(spread.mean), best=best)
-    interval = f"IQM {show(spread.iqm)} [{show(spread.low)}, {show(spread.high)}]"
-    return Cell(f"{show(spread.mean)} ± {show(spread.std)}", interval, best)
+def _cell(spread: Spread, show: Callable[[Any], str], best: bool) -> Cell:
+    same = show(spread.low) == show(spread.high)
+    interval = "" if same else f"{show(spread.low)} to {show(spread.high)}"
+    return Cell(show(spread.iqm), interval, best)

@@ -1,0 +1,101 @@
+"""One search of a comparison: its folder, and its figures once it is finished."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents.search import SearchResult, run_search, searcher_named
+from experiments.compare_config import CompareConfig
+from experiments.compare_task import held_out, task_of, yardstick_of_task
+from experiments.directory import once
+from experiments.progress import progress
+from prune_env import Ledger
+from prune_env.errors import ConfigError, PruneEnvError
+from prune_env.mdp.rewards import Outcome
+
+Run = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One search of a comparison."""
+
+    config: CompareConfig
+    budget: float
+    searcher: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where its journal and figures are."""
+        return self.config.folder / f"b{self.budget:g}" / f"{self.searcher}-s{self.seed}"
+
+    @property
+    def figures(self) -> Path:
+        """There when the search is finished."""
+        return self.folder / "figures.json"
+
+
+def run_job(job: Job) -> Run:
+    """The figures of one search, from its folder when it is finished; or why it cannot be run."""
+    try:
+        if not job.figures.exists():
+            searcher_named(job.searcher)
+        return once(job.figures, lambda: _search(job))
+    except PruneEnvError as error:  # not kept: what is missing may be there at the next call
+        return _refused(job, error)
+
+
+def _search(job: Job) -> dict[str, Any]:
+    config, label = job.config, f"{job.searcher} b{job.budget:g} s{job.seed}"
+    with progress(label, config.evaluations, "episodes", config.processes == 1) as bar:
+
+        def tell(ledger: Ledger, outcome: Outcome) -> None:
+            bar.step(f"best reward {ledger.best.reward:.4f}")
+
+        task = task_of(config, job.budget)
+        try:
+            result = run_search(
+                task, job.searcher, config.evaluations, job.seed, job.folder, on_outcome=tell
+            )
+        except ConfigError as error:  # kept: this searcher is not for this task
+            return _refused(job, error)
+    return _figures(job, result)
+
+
+def _refused(job: Job, error: PruneEnvError) -> dict[str, Any]:
+    name = {"budget": job.budget, "searcher": job.searcher, "seed": job.seed}
+    return {**name, "refused": " ".join(str(error).split())}
+
+
+def _figures(job: Job, result: SearchResult) -> dict[str, Any]:
+    best, history, yardstick = result.best, result.history, yardstick_of_task(job.config)
+    charged = list(itertools.accumulate(outcome.metrics.share for outcome in history))
+    asked = json.dumps([outcome.kept for outcome in history])
+    return {
+        "budget": job.budget,
+        "searcher": job.searcher,
+        "seed": job.seed,
+        "evaluations": round(charged[-1], 6),
+        "plans": len(history),
+        "seconds": result.times[-1],
+        "reward": best.reward,
+        "kl": best.metrics.kl,
+        yardstick.name: yardstick.of(best.metrics),
+        "held_out": held_out(job.config, best.kept),
+        "macs_ratio": best.flops_ratio,
+        "params_ratio": best.params_ratio,
+        "kept": list(best.kept),
+        "asked": hashlib.sha256(asked.encode()).hexdigest()[:16],
+        "rewards": [outcome.reward for outcome in history],
+        "kls": [outcome.metrics.kl for outcome in history],
+        "eligible": [outcome.eligible for outcome in history],
+        "charged": charged,
+        "times": list(result.times),
+    }

@@ -1,0 +1,74 @@
+"""The page of several comparisons together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.cells import name_of, published, rounded, title_of
+from experiments.comparison import sections
+from experiments.findings import leaders
+from experiments.formats import MISSING
+from experiments.overall import overall
+from experiments.page import Block, Cell, Code, Heading, Table, Text
+from experiments.series import style_of
+from experiments.summaries import nats
+
+Results = Mapping[str, Any]
+CellResults = Mapping[str, Any]
+
+
+def blocks_of(results: Sequence[Results], command: str) -> list[Block]:
+    """An overview, all cells together, each cell, and the commands that made them."""
+    cells = cells_of(results)
+    return [
+        Text(
+            f"{len(cells)} cells, each a task under a budget. First the KL to the dense network of "
+            "the best plan, in nats, interquartile mean over seeds; bold: the lowest."
+        ),
+        _overview(cells),
+        *sections(cells, title_of),
+        Heading("Made by"),
+        *(Code(each["command"]) for each in results),
+        Code(command),
+    ]
+
+
+def figures_of(results: Sequence[Results]) -> dict[str, Any]:
+    """Everything on the page, and the settings of every comparison."""
+    cells = cells_of(results)
+    facts = ("title", "command", "machine", "settings")
+    figures: dict[str, Any] = rounded(
+        {
+            "overall": [line.to_dict() for line in overall(cells)],
+            "cells": [published(cell) for cell in cells],
+            "comparisons": [{key: each[key] for key in facts} for each in results],
+        }
+    )
+    return figures
+
+
+def cells_of(results: Sequence[Results]) -> list[CellResults]:
+    """The cells of all comparisons, in order."""
+    return [cell for each in results for cell in each["cells"]]
+
+
+def _overview(cells: Sequence[CellResults]) -> Table:
+    """A row per searcher, a column per cell."""
+    names = dict.fromkeys(entry["searcher"] for cell in cells for entry in cell["searchers"])
+    columns = []
+    for cell in cells:
+        found = {entry["searcher"]: entry["kl"]["iqm"] for entry in cell["searchers"]}
+        values = [found.get(name) for name in names]
+        best = leaders(values, -1)
+        columns.append(
+            [
+                Cell(MISSING if value is None else nats(value), best=k in best)
+                for k, value in enumerate(values)
+            ]
+        )
+    rows = tuple(
+        (Cell(name, colour=style_of(name).colour), *(column[k] for column in columns))
+        for k, name in enumerate(names)
+    )
+    return Table(("searcher", *(name_of(cell) for cell in cells)), rows)
