@@ -37,6 +37,8 @@ SEARCHERS: dict[str, str] = {
     "td3": "agents.sb3:td3",
     "ddpg": "agents.sb3:ddpg",
     "tqc": "agents.sb3:tqc",
+    "tpe": "agents.optuna_search:tpe",
+    "cmaes": "agents.optuna_search:cma_es",
 }
 """Name -> "module:function", imported when asked for: the list costs nothing."""
 

@@ -22,6 +22,8 @@ HOMES = {
     "gymnasium": {"prune_env/mdp/env.py", "prune_env/mdp/vector.py", "agents/", "experiments/"},
     "stable_baselines3": {"agents/"},
     "sb3_contrib": {"agents/"},
+    "optuna": {"agents/optuna_search.py"},
+    "cmaes": {"agents/optuna_search.py"},
     "torch_pruning": set(),
 }
 """Where a package may be imported at all."""
@@ -187,6 +189,7 @@ def test_every_module_has_a_floor() -> None:
         ("prune_env/mdp/task.py", "import gymnasium.spaces"),
         ("prune_env/mdp/env.py", "from stable_baselines3 import PPO"),
         ("experiments/x.py", "import sb3_contrib"),
+        ("agents/x.py", "def f():\n    import optuna"),
         ("prune_env/tasks/x.py", "import matplotlib.pyplot as plt"),
         ("prune_env/tasks/x.py", "try:\n    import torchvision\nexcept ImportError:\n    pass"),
     ],
