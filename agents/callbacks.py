@@ -1,20 +1,23 @@
 """Any search in TensorBoard: a listener of the ledger, so no searcher knows of it.
 
-The step is the number of the evaluation. Baselines are runs of their own (`baseline_<name>`) with
-the same tags, which makes them horizontal lines in the charts of the agent.
+The step is the number of the measured plan. Baselines are runs of their own (`baseline_<name>`)
+with the same tags, which makes them horizontal lines in the charts of the agent.
+
+Only eligible outcomes are candidates. What else a searcher measures to learn from (plans beyond the
+budget, or on a part of the samples) has the prefix `probe/` and is in no other curve or picture.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
+from agents import curves
 from prune_env import Ledger, PruningTask, format_groups
 from prune_env.errors import RunError
 from prune_env.mdp.render import bars
@@ -50,9 +53,11 @@ class TensorBoardLog:
         self.baselines, self.hparams = dict(baselines or {}), dict(hparams or {})
         self._every = every
         self._writer: SummaryWriter | None = None
-        self._pictured: Outcome | None = None
+        self._lines: dict[str, SummaryWriter] = {}
         self._history: Sequence[Outcome] = ()
-        self._tags = sparsity_tags(task)
+        self._pictured: Outcome | None = None
+        self._limit, self._probed = 0, False
+        self._tags = curves.sparsity_tags(task)
 
     def __call__(self, ledger: Ledger, outcome: Outcome) -> None:
         """Log one evaluation; the signature of a ledger's listener.
@@ -62,105 +67,83 @@ class TensorBoardLog:
         """
         if self._writer is None:
             self._writer = self._begin(ledger)
-        step, self._history = ledger.spent, ledger.history
-        for tag, value in scalars(outcome, ledger.best).items():
-            self._writer.add_scalar(tag, value, step)
-        for tag, kept, group in zip(self._tags, outcome.kept, self.task.groups, strict=True):
-            self._writer.add_scalar(tag, 1 - kept / group.units, step)
-        for name, value in ledger.figures.items():
-            self._writer.add_scalar(f"training/{name}", value, step)
+        writer, step, self._history = self._writer, ledger.spent, ledger.history
+        values = self._candidate(outcome) if outcome.eligible else curves.probe(outcome)
+        values["search/charged"] = ledger.charged
+        values |= {f"training/{name}": value for name, value in ledger.figures.items()}
+        if ledger.best.eligible:
+            values |= curves.best(ledger.best)
+        for tag, value in values.items():
+            writer.add_scalar(tag, value, step)
         ledger.figures.clear()
-        every = self._every or max(1, ledger.limit // PICTURES)
-        if step % every == 0:
-            self._draw(self._writer, ledger.best, step)
+        if not outcome.eligible and not self._probed:
+            self._probed = True
+            writer.add_custom_scalars(
+                curves.charts(outcome.terms, self._tags) | curves.probe_charts()
+            )
+        if step % (self._every or max(1, ledger.limit // PICTURES)) == 0:
+            self._draw(writer, step)
 
     def close(self) -> None:
         """Write the last pictures and the hyperparameters with the final figures."""
         if self._writer is None:
             return
-        best = max(self._history, key=lambda outcome: outcome.reward)
-        self._draw(self._writer, best, len(self._history))
-        final = {f"final/{tag.partition('/')[2]}": v for tag, v in scalars(best, best).items()}
-        for summary in hparams_summaries(_plain(self.hparams), final):
-            self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
-        for tag, value in final.items():
-            self._writer.add_scalar(tag, value, len(self._history))
+        last = len(self._history)
+        for name, line in self._lines.items():
+            if last > self._limit:  # glimpses charge less than an evaluation
+                _draw_line(line, self.baselines[name], [last])
+            line.close()
+        self._draw(self._writer, last)
+        if self._pictured is not None:
+            figures = curves.final(self._pictured)
+            for summary in hparams_summaries(_plain(self.hparams), figures):
+                self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
+            for tag, value in figures.items():
+                self._writer.add_scalar(tag, value, last)
         self._writer.close()
-        self._writer = None
+        self._writer, self._lines = None, {}
+
+    def _candidate(self, outcome: Outcome) -> dict[str, float]:
+        pairs = zip(self._tags, outcome.kept, self.task.groups, strict=True)
+        return curves.scalars(outcome) | {tag: 1 - kept / group.units for tag, kept, group in pairs}
 
     def _begin(self, ledger: Ledger) -> SummaryWriter:
         writer = _fresh_writer(self.folder)
+        self._limit = max(2, ledger.limit)
         groups = [*self.task.groups, *self.task.frozen]
         table = format_groups(groups, self.task.costs)
         writer.add_text("model", f"```\n{table}\n```", 0)
         writer.add_text("config", f"```\n{json.dumps(_plain(self.hparams), indent=1)}\n```", 0)
-        terms = sorted(ledger.history[-1].terms)
-        writer.add_custom_scalars(layout(terms, self._tags))
+        writer.add_custom_scalars(curves.charts(ledger.history[-1].terms, self._tags))
         for name, outcome in self.baselines.items():
-            line = _fresh_writer(self.folder / f"baseline_{_tag(name)}")
-            for step in (1, max(2, ledger.limit)):
-                for tag, value in scalars(outcome, outcome).items():
-                    line.add_scalar(tag, value, step)
-            line.close()
+            line = self._lines[name] = _fresh_writer(
+                self.folder / f"baseline_{curves.plain_tag(name)}"
+            )
+            _draw_line(line, outcome, [1, self._limit])
+            line.flush()  # a search that is killed keeps its lines
         return writer
 
-    def _draw(self, writer: SummaryWriter, best: Outcome, step: int) -> None:
-        from agents.figures import scatter  # matplotlib takes its time
+    def _draw(self, writer: SummaryWriter, step: int) -> None:
+        from agents.figures import front, plans, scatter  # matplotlib takes its time
 
-        picture = scatter(self.task, self._history, self.baselines)
-        writer.add_image("search/quality_over_cost", picture, step, dataformats="HWC")
-        if best is not self._pictured:
-            image = bars(self.task, best.kept)
+        candidates = [outcome for outcome in self._history if outcome.eligible]
+        if not candidates:
+            return
+        drawn = {"quality_over_cost": scatter, "front": front, "plans": plans}
+        for name, picture in drawn.items() if len(candidates) > 1 else ():
+            image = picture(self.task, candidates, self.baselines)
+            writer.add_image(f"search/{name}", image, step, dataformats="HWC")
+        found = max(candidates, key=lambda outcome: outcome.reward)
+        if found is not self._pictured:
+            image = bars(self.task, found.kept)
             writer.add_image("search/best_plan", image, step, dataformats="HWC")
-            self._pictured = best
+            self._pictured = found
 
 
-def scalars(outcome: Outcome, best: Outcome) -> dict[str, float]:
-    """The curves of one evaluation, by tag."""
-    return {
-        "quality/accuracy": outcome.metrics.accuracy,
-        "quality/kl": outcome.metrics.kl,
-        "quality/loss": outcome.metrics.loss,
-        "cost/flops_ratio": outcome.flops_ratio,
-        "cost/params_ratio": outcome.params_ratio,
-        "reward/total": outcome.reward,
-        **{f"reward/{_tag(name)}": value for name, value in outcome.terms.items()},
-        "best/reward": best.reward,
-        "best/accuracy": best.metrics.accuracy,
-        "best/kl": best.metrics.kl,
-    }
-
-
-def sparsity_tags(task: PruningTask) -> list[str]:
-    """A tag per group; the number keeps TensorBoard's alphabet in layer order."""
-    return [f"sparsity/{n:03d}_{_tag(group.name)}" for n, group in enumerate(task.groups)]
-
-
-def layout(terms: Sequence[str], sparsities: Sequence[str]) -> dict[str, Any]:
-    """Charts of the custom scalars tab; tags are regular expressions there."""
-
-    def chart(*tags: str) -> list[Any]:
-        return ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
-
-    rewards = ["reward/total", *(f"reward/{_tag(term)}" for term in terms)]
-    return {
-        "search": {
-            "best reward": chart("best/reward"),
-            "best accuracy": chart("best/accuracy"),
-            "best KL": chart("best/kl"),
-        },
-        "evaluations": {
-            "accuracy": chart("quality/accuracy"),
-            "KL to the dense network": chart("quality/kl"),
-            "reward, term by term": chart(*rewards),
-            "cost left": chart("cost/flops_ratio", "cost/params_ratio"),
-        },
-        "plan": {"sparsity per group": chart(*sparsities)},
-    }
-
-
-def _tag(name: str) -> str:
-    return re.sub(r"[^\w.-]", "_", name)
+def _draw_line(line: SummaryWriter, outcome: Outcome, steps: Iterable[int]) -> None:
+    for step in steps:
+        for tag, value in (curves.scalars(outcome) | curves.best(outcome)).items():
+            line.add_scalar(tag, value, step)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:

@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from agents.callbacks import TensorBoardLog, sparsity_tags
-from agents.figures import scatter
+from agents.callbacks import TensorBoardLog
+from agents.curves import sparsity_tags
+from agents.figures import front, non_dominated, plans, scatter
 from agents.search import run_search
-from prune_env import PruningTask
+from prune_env import Ledger, PruningTask
 from prune_env.errors import RunError
+from prune_env.mdp.rewards import Outcome
+from prune_env.measure.evaluators import Metrics
 from prune_env.testing import toy_task
 
 N = 12
+Draw = Callable[[PruningTask, Sequence[Outcome], Mapping[str, Outcome]], NDArray[np.uint8]]
 
 
 def read(folder: Path) -> EventAccumulator:
     """Everything in a folder; 0 means that nothing is thinned out."""
     kinds = ("scalars", "images", "tensors")
     return EventAccumulator(str(folder), dict.fromkeys(kinds, 0)).Reload()
+
+
+def charts(events: EventAccumulator) -> list[str]:
+    """Patterns of the layout that TensorBoard shows: the last one."""
+    stored = events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
+    layout = layout_pb2.Layout.FromString(stored)
+    return [tag for c in layout.category for chart in c.chart for tag in chart.multiline.tag]
 
 
 def search(folder: Path, name: str = "ppo") -> PruningTask:
@@ -94,11 +109,13 @@ def test_baselines_are_constant_lines_from_end_to_end(logged: Path) -> None:
 def test_pictures_texts_hparams_and_layout_are_there(logged: Path) -> None:
     events = read(logged / "log")
     images = events.Tags()["images"]
-    assert {"search/best_plan", "search/quality_over_cost"} <= set(images)
-    last = events.Images("search/quality_over_cost")[-1]
-    assert last.step == N
-    picture = np.asarray(Image.open(io.BytesIO(last.encoded_image_string)).convert("L"))
-    assert picture.std() > 5, "a blank picture"
+    names = ("quality_over_cost", "front", "plans")
+    assert set(images) == {"search/best_plan", *(f"search/{name}" for name in names)}
+    for name in names:
+        last = events.Images(f"search/{name}")[-1]
+        assert last.step == N
+        picture = np.asarray(Image.open(io.BytesIO(last.encoded_image_string)).convert("L"))
+        assert picture.std() > 5, "a blank picture"
     tensors = events.Tags()["tensors"]
     texts = [t for t in tensors if t.endswith("text_summary")]
     said = {t: events.Tensors(t)[0].tensor_proto.string_val[0].decode() for t in texts}
@@ -107,11 +124,14 @@ def test_pictures_texts_hparams_and_layout_are_there(logged: Path) -> None:
     assert (
         "hparams" in events.summary_metadata["_hparams_/session_start_info"].plugin_data.plugin_name
     )
+    finals = {tag for tag in events.Tags()["scalars"] if tag.startswith("final/")}
+    names = ("reward", "accuracy", "kl", "loss", "flops_ratio", "params_ratio")
+    assert finals == {f"final/{name}" for name in names}
     assert events.Scalars("final/reward")[-1].value == events.Scalars("best/reward")[-1].value
-    stored = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
-    layout = layout_pb2.Layout.FromString(stored)
-    patterns = [tag for c in layout.category for chart in c.chart for tag in chart.multiline.tag]
+    patterns = charts(events)
     assert any("sparsity/003" in pattern for pattern in patterns)
+    scalars = events.Tags()["scalars"]
+    assert all(any(re.match(p, tag) for tag in scalars) for p in patterns), "a chart without data"
 
 
 def test_a_resumed_search_is_logged_once(tmp_path: Path) -> None:
@@ -144,14 +164,91 @@ def test_any_searcher_is_logged_even_without_a_baseline(tmp_path: Path) -> None:
     assert len(read(tmp_path).Images("search/best_plan")) == 1
 
 
-def test_a_scatter_leaves_no_global_figure() -> None:
+def probing(ledger: Ledger, seed: int) -> None:
+    """Everything kept, beyond the budget; a candidate; a glimpse at it; more of both."""
+    task = ledger.task
+    plans = [task.decode(asked) for asked in ([0.0] * 4, [0.9, 0.1, 0.5, 0.5], [0.4] * 4)]
+    ledger.probe([20] * 4)
+    for kept in plans:
+        ledger.measure(kept)
+        ledger.glimpse(kept, 0.5)
+
+
+def halved(task: PruningTask) -> PruningTask:
+    """A part of the samples flatters: half of the error, half of the charge."""
+
+    def part(kept: tuple[int, ...], share: float) -> Metrics:
+        whole = task.evaluate(kept)
+        return dataclasses.replace(whole, kl=share * whole.kl, share=share)
+
+    return dataclasses.replace(task, part=part)
+
+
+def test_probes_and_glimpses_are_no_candidates(tmp_path: Path) -> None:
+    # At its best where everything is kept, which the budget forbids.
+    task = halved(toy_task(target=0.0, budget=0.6))
+    log = TensorBoardLog(tmp_path, task)
+    ledger = Ledger(task, 6, on_outcome=log)
+    ledger.run(probing, 0)
+    log.close()
+    events = read(tmp_path)
+    candidates, probes = [2, 4, 6], [1, 3, 5, 7]
+    for tag in ("quality/kl", "reward/total", "cost/flops_ratio", *sparsity_tags(task)):
+        assert [event.step for event in events.Scalars(tag)] == candidates, tag
+    shares = [(event.step, event.value) for event in events.Scalars("probe/samples_share")]
+    assert shares == list(zip(probes, [1.0, 0.5, 0.5, 0.5], strict=True))
+    assert [event.step for event in events.Scalars("best/reward")] == [2, 3, 4, 5, 6, 7]
+    rewards = [ledger.history[step - 1].reward for step in candidates]
+    final = events.Scalars("final/reward")[-1].value
+    assert final == pytest.approx(max(rewards)) == pytest.approx(ledger.best.reward)
+    assert max(outcome.reward for outcome in ledger.history) > final + 0.1
+    assert events.Scalars("search/charged")[-1].value == pytest.approx(ledger.charged) == 5.5
+    assert any("probe/kl" in pattern for pattern in charts(events))
+
+
+def test_a_search_of_probes_alone_is_logged(tmp_path: Path) -> None:
+    task = toy_task(budget=0.6)
+    log = TensorBoardLog(tmp_path, task, every=1)
+    with pytest.raises(RunError, match="no plan"):
+        Ledger(task, 1, on_outcome=log).run(probing, 0)
+    log.close()
+    tags = read(tmp_path).Tags()
+    assert "probe/kl" in tags["scalars"]
+    assert not [tag for tag in tags["scalars"] if tag.startswith(("best/", "quality/", "final/"))]
+    assert not tags["images"]
+
+
+def test_baselines_reach_the_last_step_of_a_search_of_glimpses(tmp_path: Path) -> None:
+    task = halved(toy_task(budget=0.6))
+    uniform = run_search(task, "uniform", 1, 0).best
+    log = TensorBoardLog(tmp_path, task, {"uniform": uniform})
+    Ledger(task, 3, on_outcome=log).run(probing, 0)
+    log.close()
+    line = read(tmp_path / "baseline_uniform").Scalars("best/kl")
+    assert [event.step for event in line] == [1, 3, 4]
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    assert non_dominated([(0.5, 1.0)]) == [(0.5, 1.0)]
+    points = [(0.5, 0.2), (0.4, 0.3), (0.5, 0.1), (0.45, 0.3), (0.3, 0.9), (0.6, 0.1)]
+    assert non_dominated(points) == [(0.3, 0.9), (0.4, 0.3), (0.5, 0.1)]
+    random = np.random.default_rng(0).uniform(size=(60, 2)).tolist()
+    found = non_dominated((cost, loss) for cost, loss in random)
+    for point in random:
+        beaten = any(o != point and o[0] <= point[0] and o[1] <= point[1] for o in random)
+        assert beaten != (tuple(point) in found)
+
+
+@pytest.mark.parametrize("draw", [scatter, front, plans])
+def test_pictures_leave_no_global_figure(draw: Draw) -> None:
     from matplotlib import _pylab_helpers
 
     task = toy_task(budget=0.6)
     history = run_search(task, "random", 5, 0).history
-    picture = scatter(task, history, {"first": history[0]})
-    assert picture.dtype == np.uint8
-    assert picture.shape[2] == 3
+    for part in (history, history[:1]):
+        picture = draw(task, part, {"first": history[0]})
+        assert picture.dtype == np.uint8
+        assert picture.shape[2] == 3
     assert not _pylab_helpers.Gcf.figs
 
 
