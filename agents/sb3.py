@@ -1,7 +1,9 @@
 """Agents from stable-baselines3 and sb3-contrib as searchers.
 
-The first evaluation is the uniform plan, which rewards are measured from; the last one is spent on
-the deterministic policy that was learned. What lies between is one evaluation per episode.
+    ledger --prior--> path --Lanes--> N episodes in lockstep --payment--> worths --SB3--> policy
+
+The plans of the prior are measured first, the deterministic policy's plan last; what lies between
+is spent by the payment (see agents/account.py).
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ import contextlib
 import io
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
@@ -22,12 +25,17 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.monitor import Monitor
 
-from agents.settings import settings
-from agents.view import Account, Walk, Whole, make_view
+from agents.account import PRACTICE, Account, Measured, Payment, Practice, Practised
+from agents.allocators import best_prior
+from agents.lanes import HELP, Array, Budgets, Floats, Help, Lanes, Plans, Walks
+from agents.settings import LANES, SPREAD, settings
 from prune_env import Ledger
+from prune_env.errors import ConfigError
 from prune_env.mdp.ledger import Exhausted
+from prune_env.mdp.path import Path
+from prune_env.mdp.rules import as_kept
+from prune_env.mdp.task import Kept
 from prune_env.storage import write_bytes
 
 POLICY = "policy.zip"
@@ -37,10 +45,10 @@ CHECKPOINTS = 10
 
 @dataclass(frozen=True)
 class Agent:
-    """An algorithm of SB3, the shape of the task it sees, and its settings."""
+    """An algorithm of SB3, the shape of the task it sees, and the settings it is given."""
 
     algorithm: type[BaseAlgorithm]
-    view: type[Walk] | type[Whole] = Walk
+    lanes: type[Walks] | type[Plans] = Walks
 
 
 AGENTS: dict[str, Agent] = {
@@ -50,42 +58,135 @@ AGENTS: dict[str, Agent] = {
     "td3": Agent(sb3.TD3),
     "ddpg": Agent(sb3.DDPG),
     "tqc": Agent(sb3_contrib.TQC),
-    "ppo_plan": Agent(sb3.PPO, Whole),
+    "ppo_plan": Agent(sb3.PPO, Plans),
 }
 
 
-def learn(name: str, ledger: Ledger, seed: int) -> None:
+@dataclass(frozen=True)
+class Course:
+    """How an agent is helped to learn from few evaluations; every field is a value to replace.
+
+    Attributes:
+        prior: measures what it needs and gives the path that offsets start from.
+        practice: on a surrogate, or None: every plan is measured.
+        help: how steps and plans are paid.
+        lanes: episodes in lockstep.
+        budgets: makes the draw of budgets from the search's seed; None is the task's budget.
+        policy: a saved policy to go on from.
+        finals: budgets of the deterministic policy's plans, measured last; none: the task's alone.
+    """
+
+    prior: Callable[[Ledger], Path] = best_prior
+    practice: Practice | None = PRACTICE
+    help: Help = HELP
+    lanes: int = LANES
+    budgets: Callable[[int], Budgets] | None = None
+    policy: FilePath | None = None
+    finals: tuple[float, ...] = ()
+
+
+COURSE = Course()
+
+
+def learn(name: str, ledger: Ledger, seed: int, course: Course = COURSE) -> None:
     """Train the agent `name` within the ledger's limit, then measure what it learned.
 
-    With a folder, the policy is written to `policy.zip` there, ten times on the way and at the
-    end. The random states of the process are left as they were.
+    The prior's plans are measured first and the deterministic policy's plan last. With a folder,
+    the policy is written to `policy.zip` there, ten times on the way and at the end. The random
+    states of the process are left as they were.
     """
-    account, agent_kind = Account(ledger, reserve=1), AGENTS[name]
-    env = make_view(agent_kind.view, account)
-    steps = ledger.task.length if agent_kind.view is Walk else 1
-    chosen = settings(name, ledger.task.length, ledger.limit)
+    account, kind, finals = Account(ledger), AGENTS[name], course.finals or (ledger.task.budget,)
+    task = ledger.task.around(course.prior(ledger))
+    account.reserve = float(len(finals))
+    payment = _payment(account, course, seed)
+    budgets = course.budgets(seed) if course.budgets else None
+    env = kind.lanes(task, payment, course.lanes, course.help, budgets)
+    steps = (task.length if kind.lanes is Walks else 1) * course.lanes
     with private_randomness():
-        agent = agent_kind.algorithm("MlpPolicy", env, seed=seed, device="cpu", **chosen)  # type: ignore[call-arg]
+        agent = _agent(name, env, task.length, seed, course)
         agent.set_logger(Logger(None, [_Figures(ledger)]))
-        with contextlib.suppress(Exhausted):  # the last rollout may not fit
-            # Plans given up early leave more to spend than one round of learning foresees.
-            while (episodes := math.ceil(account.left)) > 0:
+        with contextlib.suppress(Exhausted):
+            while account.left > 0:  # the first round ends it, unless plans are given up early
                 agent.learn(
-                    steps * episodes, callback=_Checkpoints(ledger), log_interval=1,
-                    reset_num_timesteps=False,
+                    steps * _groups(account, course), callback=_Checkpoints(ledger),
+                    log_interval=1, reset_num_timesteps=False,
                 )  # fmt: skip
-        account.reserve = 0
+        account.reserve = 0.0
         _save(agent, ledger)
-        walk(agent, env)
+        with contextlib.suppress(Exhausted):
+            for budget in finals:
+                account.measure(plan_by(agent, env, budget))
 
 
-def walk(agent: BaseAlgorithm, env: Monitor) -> None:
-    """One episode of the deterministic policy."""
-    observation, _ = env.reset()
-    done = False
-    while not done:
-        action, _ = agent.predict(observation, deterministic=True)
-        observation, _, done, _, _ = env.step(action)
+def _payment(account: Account, course: Course, seed: int) -> Payment:
+    if course.practice is None:
+        return Measured(account)
+    return Practised(account, course.practice, seed)
+
+
+def _agent(name: str, env: Lanes, length: int, seed: int, course: Course) -> BaseAlgorithm:
+    kind, chosen = AGENTS[name], settings(name, length, course.lanes)
+    if course.policy is not None:  # the length, and with it the settings, may be another network's
+        del chosen["policy_kwargs"]
+        return load_policy(name, course.policy, env, seed=seed, **chosen)
+    agent = kind.algorithm("MlpPolicy", env, seed=seed, device="cpu", **chosen)  # type: ignore[call-arg]
+    vars(agent)["trained_as"] = name  # SB3 saves it with the rest
+    _start_at_prior(agent)
+    return agent
+
+
+def _start_at_prior(agent: BaseAlgorithm) -> None:
+    """Make an off-policy actor's first action 0, with the spread of PPO's; PPO starts so itself."""
+    actor: Any = getattr(agent.policy, "actor", None)
+    for name, bias in (("mu", 0.0), ("log_std", math.log(SPREAD))):
+        part = getattr(actor, name, None)
+        layers = [m for m in part.modules() if isinstance(m, torch.nn.Linear)] if part else []
+        for layer in layers[-1:]:
+            with torch.no_grad():
+                layer.weight.mul_(0.001)
+                layer.bias.fill_(bias)
+    target: Any = getattr(agent.policy, "actor_target", None)
+    if target is not None:
+        target.load_state_dict(actor.state_dict())
+
+
+def load_policy(
+    name: str, path: FilePath, env: Lanes | None = None, **chosen: Any
+) -> BaseAlgorithm:
+    """A saved policy of the agent `name`; `chosen` replaces settings that were saved with it.
+
+    Raises:
+        ConfigError: there is none in `path`, or it is of another agent or sees other features.
+    """
+    try:
+        agent = AGENTS[name].algorithm.load(path, env=env, device="cpu", **chosen)
+        found = vars(agent).get("trained_as", name)
+        if found != name:
+            raise ValueError(f"it is of '{found}'")
+    except (OSError, ValueError, KeyError, AssertionError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"'{path}' holds no policy of '{name}' for this task: {error}. Give the policy.zip of "
+            "a search by the same agent; those that decide whole plans fit one network only."
+        ) from error
+    return agent
+
+
+def _groups(account: Account, course: Course) -> int:
+    """Groups of finished plans until the account is spent, for schedules of learning."""
+    if course.practice is None:
+        return math.ceil(account.left / course.lanes)
+    rounds = math.ceil(account.left / course.practice.measured)
+    return rounds * (course.practice.rehearsals + 1)
+
+
+def plan_by(agent: BaseAlgorithm, env: Lanes, budget: float) -> Kept:
+    """The plan of the deterministic policy under a budget."""
+
+    def act(seen: Array) -> Floats:
+        action, _ = agent.predict(seen, deterministic=True)
+        return action.astype(np.float64)
+
+    return as_kept(env.plans(act, np.array([budget]))[0])
 
 
 class _Checkpoints(BaseCallback):

@@ -29,7 +29,13 @@ JOURNAL, PLAN, FACTS = "journal.jsonl", "plan.json", "search.json"
 SEARCHERS: dict[str, str] = {
     "uniform": "agents.baselines:uniform",
     "random": "agents.baselines:random",
-    "global": "agents.baselines:global_threshold",
+    "global": "agents.allocators:global_threshold",
+    "sensitivity": "agents.allocators:sensitivity",
+    "sensitivity_measured": "agents.allocators:sensitivity_measured",
+    "probe": "agents.allocators:probe",
+    "owl": "agents.allocators:owl",
+    "evolution": "agents.evolution:evolution",
+    "evolution_uniform": "agents.evolution:evolution_uniform",
     "ppo": "agents.sb3:ppo",
     "ppo_plan": "agents.sb3:ppo_plan",
     "a2c": "agents.sb3:a2c",
@@ -94,6 +100,7 @@ def run_search(
     seed: int,
     folder: Path | None = None,
     on_outcome: Listener | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> SearchResult:
     """Let a searcher spend its evaluations; the same call again resumes or returns the result.
 
@@ -106,6 +113,7 @@ def run_search(
             nothing.
         on_outcome: called after every charged outcome, replayed ones included; not at all when the
             search was finished already.
+        clock: times the outcomes; `time.process_time` leaves out what else the machine does.
 
     Raises:
         ConfigError: no such searcher, or nothing to spend.
@@ -123,10 +131,10 @@ def run_search(
     journal = None if folder is None else folder / JOURNAL
     if done is not None:
         return _result(_replayed(task, evaluations, journal), settings, done)
-    ledger = Ledger(task, evaluations, journal, on_outcome)
-    start = time.monotonic()
+    ledger = Ledger(task, evaluations, journal, on_outcome, clock)
+    start = clock()
     ledger.run(searcher, seed)
-    result = _result(ledger, settings, time.monotonic() - start)
+    result = _result(ledger, settings, clock() - start)
     if folder is not None:
         result.plan.save(folder / PLAN)
         _write(folder, settings, result.seconds)

@@ -28,11 +28,11 @@ COLUMNS = Text(
     "plan by reward, on the reward samples (training data), before fine-tuning; the column of test "
     "chose nothing. Mean KL on the way: of the best plan so far, over all evaluations; the uniform "
     "plan stands for what precedes a first one. To within 2 %: evaluations until the KL was that "
-    "close to the best of any searcher there, median over seeds. Time: wall-clock, median over "
-    "seeds; KL at equal time: of the best plan when the quickest of the searches that spent "
-    "everything had finished; a single plan counts as done. Nothing that an earlier search has "
-    "measured is remembered, but what a process does once (imports, the levels of ladders) is in "
-    "the time of the search that asked first."
+    "close to the best of any searcher there, median over seeds. Time: of one thread of the "
+    "processor (on a GPU: of the clock), median over seeds; KL at equal time: of the best plan "
+    "when the quickest of the searches that spent everything had finished; a single plan counts "
+    "as done. Nothing that an earlier search has measured is remembered, but what a process does "
+    "once (imports, the levels of ladders) is in the time of the search that asked first."
 )
 SPREADS = Text(
     "Interquartile mean over seeds and, in brackets, its 95 % bootstrap interval "
@@ -156,7 +156,7 @@ def _pictures(results: Results) -> list[Block]:
     return [
         Heading("Best so far"),
         Picture("compare", charged, f"KL of the best plan so far against evaluations. {said}"),
-        Picture("compare_time", seconds_figure(panels), "The same against wall-clock time."),
+        Picture("compare_time", seconds_figure(panels), "The same against time."),
     ]
 
 

@@ -32,6 +32,9 @@ from prune_env.mdp.registry import resolve_factory
 from prune_env.recovery.finetune import FinetuneSettings
 
 PRESETS = {
+    "resnet20_cifar10": "experiments.cifar:resnet20_cifar10",
+    "resnet56_cifar10": "experiments.cifar:resnet56_cifar10",
+    "mobilenetv2_cifar10": "experiments.cifar:mobilenetv2_cifar10",
     "stories260K": "experiments.presets:stories260K",
     "mistral_shakespeare": "experiments.presets:mistral_shakespeare",
     "mixtral_shakespeare": "experiments.presets:mixtral_shakespeare",

@@ -1,10 +1,12 @@
-"""The Gymnasium shell: both conformance checks, registration, vectors, rendering, bad input."""
+"""The Gymnasium shells: conformance, registration, budgets, help for agents, bad input."""
 
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +17,24 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics, RescaleAction
+from hypothesis import given
+from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
+from toys import asked_of, tasks
 
 import prune_env
-from prune_env.errors import ConfigError, PruneEnvError
-from prune_env.mdp.env import CenteredAction, PlanEnv, PruneEnv
+from prune_env.errors import BudgetError, ConfigError, PruneEnvError
+from prune_env.mdp.env import PlanEnv, PlanningEnv, PruneEnv, ResidualAction, ShapedReward
+from prune_env.mdp.losses import expected_losses, expected_worth
+from prune_env.mdp.path import path_of
 from prune_env.mdp.registry import TASKS, make_task, register_task
-from prune_env.mdp.task import FEATURES, PruningTask
+from prune_env.mdp.task import FEATURES, PruningTask, State
 from prune_env.testing import toy_inputs, toy_model, toy_task
 
 ID = "PruneEnv/Layerwise-v0"
 IDS = sorted(name for name in gymnasium.registry if name.startswith("PruneEnv/"))
 TERMINAL = {
-    "asked", "taken", "accuracy", "kl", "loss", "flops_ratio", "params_ratio", "plan",
+    "asked", "taken", "budget", "accuracy", "kl", "loss", "flops_ratio", "params_ratio", "plan",
     "reward_terms",
 }  # fmt: skip
 
@@ -61,13 +68,13 @@ def episode(env: gymnasium.Env[Any, Any], seed: int = 0) -> list[Any]:
     return seen
 
 
-# A sparsity lies in [0, 1]; agents wrap, see CenteredAction.
+# A sparsity lies in [0, 1]; agents wrap, see ResidualAction.
 @pytest.mark.filterwarnings("ignore:We recommend you to use a symmetric")
 @pytest.mark.parametrize("task", ["toy", "digits"])
 @pytest.mark.parametrize("name", IDS)
 def test_both_checkers_accept_every_registered_id(name: str, task: str) -> None:
-    for mode in ("ansi", "rgb_array"):
-        env = gymnasium.make(name, task=task, render_mode=mode)
+    for mode, budgets in (("ansi", None), ("rgb_array", [0.5, 0.9])):
+        env = gymnasium.make(name, task=task, render_mode=mode, budgets=budgets)
         check_env(env.unwrapped)
         check_env_sb3(env.unwrapped)
         env.close()
@@ -223,16 +230,282 @@ def test_steps_before_and_after_an_episode_are_refused() -> None:
         env.step(action(0.5))
 
 
-@pytest.mark.parametrize("center", [0.1, 0.5, 0.8])
-def test_the_middle_of_a_centred_action_is_the_center(center: float) -> None:
-    env = CenteredAction(PruneEnv(toy_task()), center)
-    assert env.action(action(-1)) == pytest.approx(0)
-    assert env.action(action(0)) == pytest.approx(center)
-    assert env.action(action(1)) == pytest.approx(1)
-    values = [float(env.action(action(x))[0]) for x in np.linspace(-1, 1, 21)]
-    assert values == sorted(values)
+# ---- budgets
+
+
+ENVS = [PruneEnv, PlanEnv]
+
+
+def finished(env: gymnasium.Env[Any, Any], value: float = 0.5) -> dict[str, Any]:
+    """Take one action until the episode under way is over; the last `info`."""
+    assert env.action_space.shape is not None
+    while True:
+        *_, done, _, info = env.step(np.full(env.action_space.shape, value, np.float32))
+        if done:
+            return dict(info)
+
+
+@pytest.mark.parametrize("make", ENVS)
+def test_every_episode_draws_a_budget_and_meets_it(make: type[PlanningEnv]) -> None:
+    task = toy_task(width=50, budget=0.9)
+    env = make(task, budgets=(0.3, 0.7))
+    found = []
+    for episode_number in range(20):
+        observation, first = env.reset(seed=5 if episode_number == 0 else None)
+        assert env.observation_space.contains(observation)
+        last = finished(env)
+        assert set(first) == {"budget"}
+        assert last["budget"] == first["budget"] == env.current.budget
+        assert last["budget"] - 0.02 < last["flops_ratio"] <= last["budget"] + 1e-12
+        assert env.plan.levels == last["plan"]
+        found.append(last["budget"])
+    assert env.task is task
+    assert min(found) >= 0.3
+    assert max(found) <= 0.7
+    assert max(found) - min(found) > 0.2
+    again = make(task, budgets=[0.3, 0.7])
+    redrawn = [again.reset(seed=5 if n == 0 else None)[1]["budget"] for n in range(20)]
+    assert redrawn == found
+
+
+@pytest.mark.parametrize("make", ENVS)
+def test_a_reset_may_name_the_budget(make: type[PlanningEnv]) -> None:
+    for env in (make(toy_task(width=50)), make(toy_task(width=50), budgets=(0.5, 0.6))):
+        observation, info = env.reset(options={"budget": 0.4})
+        assert info == {"budget": 0.4}
+        budget = observation[-1 if len(observation) == 1 else FEATURES.index("budget")]
+        assert budget == pytest.approx(0.4)
+        assert 0.38 < finished(env)["flops_ratio"] <= 0.4
+        _, info = env.reset()
+        assert 0.5 <= info["budget"] <= 1.0
+
+
+@pytest.mark.parametrize("make", ENVS)
+def test_an_episode_under_a_budget_is_one_of_the_task_at_it(make: type[PlanningEnv]) -> None:
+    task = real_task(budget=0.8)
+    env, other = make(task), make(real_task(budget=0.5))
+    env.reset(options={"budget": 0.5})
+    other.reset()
+    assert finished(env, 0.3) == finished(other, 0.3)
+    assert env.network().state_dict().keys() == other.network().state_dict().keys()
+    assert env.plan.levels == other.plan.levels
+
+
+def test_the_task_at_another_budget_shares_what_does_not_depend_on_it() -> None:
+    task = real_task(budget=0.8)
+    twin = task.at(0.5)
+    assert (twin.rules, twin.path) == (task.rules, task.path)
+    assert (twin.budget, task.budget, task.at(0.8)) == (0.5, 0.8, task)
+    assert twin.uniform_sparsity > task.uniform_sparsity
+    assert twin.decode([0.0] * 4) == replace(task, budget=0.5).decode([0.0] * 4)
+
+
+def test_budgets_are_json() -> None:
+    env = gymnasium.make(ID, task="toy", budgets=(0.3, 0.7))
+    assert env.spec is not None
+    again = gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json()).make()
+    budgets = [e.reset(seed=1)[1]["budget"] for e in (env, again)]
+    assert budgets[0] == budgets[1] != 1.0
+
+
+@pytest.mark.parametrize("make", ENVS)
+@pytest.mark.parametrize(
+    ("budgets", "error", "says"),
+    [
+        ((0.7, 0.3), ConfigError, r"budgets are \(0.7, 0.3\); give the lowest and the highest"),
+        ((0.3,), ConfigError, "give the lowest and the highest"),
+        ((0.3, 0.5, 0.7), ConfigError, "give the lowest and the highest"),
+        (0.3, ConfigError, "budgets are 0.3; give"),
+        ("0.3", ConfigError, "budgets are '0.3'; give"),
+        ((0.3, math.nan), ConfigError, "give the lowest and the highest"),
+        ((0.3, 1.2), BudgetError, r"budget is 1.2; give a fraction of the dense cost in \(0, 1\]"),
+        ((1e-6, 0.5), BudgetError, "cannot be reached.*Raise the budget"),
+    ],
+)
+def test_budgets_that_cannot_be_are_refused(
+    make: type[PlanningEnv], budgets: Any, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        make(toy_task(), budgets=budgets)
+
+
+@pytest.mark.parametrize("make", ENVS)
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"budget": "half"}, ConfigError, "the budget is 'half'; give a fraction"),
+        ({"budget": [0.3, 0.4]}, ConfigError, "give a fraction"),
+        ({"budget": 1e-6}, BudgetError, "cannot be reached"),
+        ({"budget": math.nan}, BudgetError, "give a fraction"),
+        ({"bugdet": 0.4}, ConfigError, "reset has no option 'bugdet'; there is 'budget' alone"),
+    ],
+)
+def test_options_of_reset_that_cannot_be_are_refused(
+    make: type[PlanningEnv], options: Any, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        make(toy_task()).reset(options=options)
+
+
+# ---- help for agents
+
+
+def test_without_an_offset_the_prior_decides() -> None:
+    task = real_task(budget=0.6)
+    env = ResidualAction(PruneEnv(task))
     env.reset()
-    assert env.step(action(0))[4]["asked"] == pytest.approx(center)
+    state = State()
+    for _ in task.groups:
+        prior = task.prior(state)
+        assert env.unwrapped.prior.tolist() == [prior]  # type: ignore[attr-defined]
+        info = env.step(action(0.0))[4]
+        state = task.advance(state, prior)
+        assert info["asked"] == pytest.approx(prior, abs=1e-7)
+    assert tuple(info["plan"].values()) == state.kept
+
+
+@given(data=st.data())
+def test_without_an_offset_a_whole_plan_is_the_paths_own(data: st.DataObject) -> None:
+    task = data.draw(tasks())
+    inner = PlanEnv(task)
+    env = ResidualAction(inner)
+    env.reset()
+    assert inner.prior.shape == env.action_space.shape
+    info = env.step(np.zeros(task.length, np.float32))[4]
+    assert tuple(info["plan"].values()) == task.beside([0.0] * task.length)
+
+
+def test_a_third_is_an_octave_of_what_is_kept() -> None:
+    task = toy_task(budget=0.6)
+    env = ResidualAction(PruneEnv(task))
+    prior = task.prior(State())
+    for offset, factor in ((-1.0, 8.0), (-1 / 3, 2.0), (1 / 3, 0.5), (1.0, 0.125), (4.0, 0.125)):
+        env.reset()
+        asked = env.step(action(offset))[4]["asked"]
+        assert 1 - asked == pytest.approx(min(1.0, (1 - prior) * factor), abs=1e-6)
+
+
+@given(data=st.data())
+def test_offsets_are_monotone_and_lead_to_sparsities(data: st.DataObject) -> None:
+    inner = PlanEnv(data.draw(tasks()))
+    env = ResidualAction(inner)
+    env.reset()
+    offsets = np.sort(data.draw(st.lists(st.floats(-2, 2), min_size=5, max_size=5)))
+    shape = inner.action_space.shape
+    found = np.stack([env.action(np.full(shape, x, np.float32)) for x in offsets])
+    assert (np.diff(found, axis=0) >= 0).all()
+    assert all(inner.action_space.contains(row) for row in found)
+
+
+@pytest.mark.parametrize("make", ENVS)
+def test_wrappers_pass_on_what_is_wrong(make: type[PlanningEnv]) -> None:
+    env = ResidualAction(ShapedReward(make(toy_task(length=1))))
+    with pytest.raises(PruneEnvError, match=r"Call reset\(\) before step"):
+        env.step(action(0.0))
+    env.reset()
+    with pytest.raises(PruneEnvError, match=r"the action is \[inf\]"):
+        env.step(action(math.inf))
+    with pytest.raises(PruneEnvError, match="holds 2 values; 1 are expected"):
+        env.step(np.zeros(2, np.float32))
+    assert env.step(action(0.0))[2]
+    with pytest.raises(PruneEnvError, match=r"Call reset\(\) before step"):
+        env.step(action(0.0))
+    for wrapper in (ResidualAction, ShapedReward):
+        with pytest.raises(ConfigError, match=r"CartPoleEnv has no prior. Wrap a PruneEnv"):
+            wrapper(gymnasium.make("CartPole-v1"))  # type: ignore[arg-type]
+
+
+def test_wrapped_environments_are_conformant_and_json() -> None:
+    env = ResidualAction(ShapedReward(gymnasium.make(ID, task="toy", budgets=(0.3, 0.7))))
+    check_env_sb3(env)
+    assert env.spec is not None
+    spec = gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json())
+    assert episode(spec.make(), 4) == episode(env, 4)
+
+
+def walked(env: gymnasium.Env[Any, Any], asked: list[float]) -> tuple[list[float], float]:
+    """Rewards of the steps of an episode, and that of its plan."""
+    env.reset()
+    steps = [env.step(action(sparsity)) for sparsity in asked]
+    assert [done for _, _, done, _, _ in steps] == [False] * (len(asked) - 1) + [True]
+    return [float(step[1]) for step in steps], sum(steps[-1][4]["reward_terms"].values())
+
+
+def own_potential(kept: tuple[int, ...]) -> float:
+    return sum(math.sqrt(level) * (number + 1) for number, level in enumerate(kept))
+
+
+@pytest.mark.parametrize("potential", [None, own_potential])
+@given(data=st.data())
+def test_shaping_adds_a_constant_to_every_plan(data: st.DataObject, potential: Any) -> None:
+    """Hence the order of plans stays what it is."""
+    task = data.draw(tasks())
+    env = ShapedReward(PruneEnv(task), potential)
+    worth = potential or expected_worth(task)
+    env.reset()
+    start = worth(task.complete(State()))
+    for _ in range(2):
+        paid, reward = walked(env, data.draw(asked_of(task)))
+        assert math.fsum(paid) == pytest.approx(reward - start, abs=1e-9)
+
+
+def test_every_step_is_paid_what_it_changes() -> None:
+    task = real_task(budget=0.6)
+    env, worth, state = ShapedReward(PruneEnv(task)), expected_worth(task), State()
+    env.reset()
+    changes = []
+    for sparsity in (0.9, 0.0, 0.5):
+        after = task.advance(state, sparsity)
+        change = worth(task.complete(after)) - worth(task.complete(state))
+        assert env.step(action(sparsity))[1] == pytest.approx(change)
+        changes.append(change)
+        state = after
+    assert any(changes)
+    _, paid, _, _, info = env.step(action(0.5))
+    reward = sum(info["reward_terms"].values())
+    assert paid == pytest.approx(reward - worth(task.complete(state)))
+
+
+def test_shaping_of_a_whole_plan_is_its_lead_over_the_prior() -> None:
+    task = real_task(budget=0.6)
+    env = ShapedReward(PlanEnv(task))
+    env.reset(options={"budget": 0.7})
+    start = expected_worth(task)(task.at(0.7).beside([0.0] * 4))
+    _, paid, *_, info = env.step(np.full(4, 0.5, np.float32))
+    assert paid == pytest.approx(sum(info["reward_terms"].values()) - start)
+
+
+@pytest.mark.parametrize("make", [toy_task, real_task])
+def test_expected_worth_goes_from_minus_one_to_nothing_lost(make: Any) -> None:
+    task = make()
+    worth = expected_worth(task)
+    assert worth(tuple(task.rules.most_G.tolist())) == pytest.approx(0.0, abs=1e-12)
+    assert worth(tuple(task.rules.least_G.tolist())) == pytest.approx(-1.0)
+    for group, loss_L in zip(task.groups, expected_losses(task), strict=True):
+        assert loss_L.shape == (len(group.levels),)
+        assert (loss_L >= 0).all()
+        assert (np.diff(loss_L) <= 1e-12).all()
+
+
+def test_expected_losses_are_the_predicted_ones_or_the_mass_of_scores() -> None:
+    task = real_task()
+    assert task.predicted is not None
+    for group, loss_L in zip(task.groups, expected_losses(task), strict=True):
+        for place in (0, len(group.levels) - 1):
+            predicted = task.predicted(group.name, group.levels[place])
+            assert loss_L[place] == pytest.approx(max(0.0, predicted))
+    (loss_L,) = expected_losses(toy_task(length=1, width=4))  # scores 4, 3, 2, 1
+    assert loss_L.tolist() == pytest.approx([1.0, 0.6, 0.3, 0.1, 0.0])
+
+
+def test_the_prior_is_the_tasks() -> None:
+    """Another path, another 0."""
+    task = toy_task(budget=0.51, length=2)
+    first = path_of(task.rules, [np.arange(20.0), 100 + np.arange(20.0)])
+    env = PruneEnv(task.around(first))
+    env.reset()
+    assert env.prior == pytest.approx(1.0)
+    assert env.completed == (0, 20)
 
 
 # ---- rendering
@@ -260,6 +533,8 @@ def test_rendering_shows_every_group() -> None:
         assert (frames[-1] != frames[-2]).any()
     assert "next" not in text.render()
     assert "budget 60.0%" in text.render()
+    text.reset(options={"budget": 0.8})
+    assert "budget 80.0%" in text.render()
     assert PruneEnv(task).render() is None
 
 

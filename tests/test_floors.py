@@ -43,7 +43,7 @@ NETWORKS = {
     "prune_env/tasks/digits.py", "prune_env/testing.py",  # networks to prune are written there
     "experiments/models.py", "experiments/nets.py", "experiments/zoo.py", "experiments/presets.py",
     "experiments/pretrained.py", "experiments/vision.py", "experiments/pricing.py",
-    "experiments/inspect.py", "experiments/discovery.py",
+    "experiments/inspect.py", "experiments/discovery.py", "experiments/cifar.py",
     "experiments/texts.py",  # batches with the keys that language models read
 }  # fmt: skip
 """Files that say which networks there are; benches, which ask for one kind each, are free too."""

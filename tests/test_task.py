@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from toys import NAMES, toy
+from toys import NAMES, asked_of, dense_task, tasks, toy
 
 from prune_env.errors import (
     BudgetError,
@@ -27,45 +26,12 @@ from prune_env.errors import (
 from prune_env.mdp.rewards import FLOPS_WEIGHT, REWARDS, Outcome, reward_named
 from prune_env.mdp.task import FEATURES, PruningTask, State
 from prune_env.measure.batches import Batch, channels_last
-from prune_env.measure.costs import METRICS, CostModel
 from prune_env.measure.evaluators import ClassifierEvaluator, Metrics
-from prune_env.structure.options import constrain
 from prune_env.surgery.apply import compact
-from prune_env.surgery.criteria import score_units
 from prune_env.surgery.repair import Repair, reestimate_batchnorm
 from prune_env.testing import toy_inputs, toy_model, toy_task
 
 CLASSIFIERS = [name for name in NAMES if name != "pixel_shuffle"]
-
-
-def measured(kept: tuple[int, ...]) -> Metrics:
-    return Metrics(accuracy=0.5, loss=1.0, kl=1 / (1 + sum(kept)), samples=8)
-
-
-@cache
-def dense_task(name: str, multiple: int = 1, on: str = "macs") -> PruningTask:
-    """A task over a toy with true costs and scores, at no budget; measuring costs nothing."""
-    case = toy(name)
-    groups = constrain(case.live, multiple_of=multiple) if multiple > 1 else case.live
-    live = tuple(group for group in groups if not group.frozen) or case.live
-    costs = CostModel.of(case.model, case.inputs, live)
-    scores = score_units(case.model, live)
-    return PruningTask(live, costs, measured, scores, budget=1.0, on=on)  # type: ignore[arg-type]
-
-
-@st.composite
-def tasks(draw: st.DrawFn, names: list[str] = NAMES) -> PruningTask:
-    """A toy's task with any metric, any reachable budget, and steps of 1 to 3 units."""
-    name = draw(st.sampled_from(names))
-    task = dense_task(name, draw(st.integers(1, 3)), draw(st.sampled_from(METRICS)))
-    least = float(task.costs.ratio([g.levels[0] for g in task.groups], task.on))
-    budget = draw(st.one_of(st.just(least), st.just(1.0), st.floats(least, 1.0)))
-    return replace(task, budget=budget)
-
-
-def asked_of(task: PruningTask) -> st.SearchStrategy[list[float]]:
-    numbers = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))
-    return st.lists(numbers, min_size=task.length, max_size=task.length)
 
 
 def is_tight(task: PruningTask, kept: tuple[int, ...]) -> bool:
@@ -174,6 +140,10 @@ def test_features_of_a_state_by_hand() -> None:
             "mass_lost_25": 15 / 210,
             "mass_lost_50": 55 / 210,
             "mass_lost_75": 120 / 210,
+            "loss_25": 0.0,
+            "loss_50": 0.0,
+            "loss_75": 0.0,
+            "prior": 0.6,  # 8 and 9 of 20 units meet what is left
             "cost_now": (200 + 3 * 400 + 1) / total,
             "cost_excess": (200 + 3 * 400 + 1) / total - 0.6,
             "last_sparsity": 0.0,

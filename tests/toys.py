@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -12,10 +12,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from prune_env.mdp.task import PruningTask
+from prune_env.measure.costs import METRICS, CostModel
+from prune_env.measure.evaluators import Metrics
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import Inputs, call_model, map_tensors
+from prune_env.structure.options import constrain
 from prune_env.structure.trace import tensors_in
+from prune_env.surgery.criteria import score_units
 from prune_env.surgery.plan import PruningPlan
 from prune_env.testing import TOYS, toy_inputs, toy_model
 
@@ -98,3 +103,40 @@ def counted_size(model: nn.Module) -> tuple[int, int]:
     stored = model.state_dict(keep_vars=True).values()
     tensors = {id(t): t for t in stored if isinstance(t, Tensor)}
     return parameters, sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+# ---- tasks
+
+
+def measured(kept: tuple[int, ...]) -> Metrics:
+    return Metrics(accuracy=0.5, loss=1.0, kl=1 / (1 + sum(kept)), samples=8)
+
+
+@cache
+def dense_task(name: str, multiple: int = 1, on: str = "macs") -> PruningTask:
+    """A task over a toy with true costs and scores, at no budget; measuring costs nothing."""
+    case = toy(name)
+    groups = constrain(case.live, multiple_of=multiple) if multiple > 1 else case.live
+    live = tuple(group for group in groups if not group.frozen) or case.live
+    costs = CostModel.of(case.model, case.inputs, live)
+    scores = score_units(case.model, live)
+    return PruningTask(live, costs, measured, scores, budget=1.0, on=on)  # type: ignore[arg-type]
+
+
+@st.composite
+def tasks(draw: st.DrawFn, names: list[str] = NAMES) -> PruningTask:
+    """A toy's task with any metric, any reachable budget, and steps of 1 to 3 units."""
+    name = draw(st.sampled_from(names))
+    task = dense_task(name, draw(st.integers(1, 3)), draw(st.sampled_from(METRICS)))
+    return replace(task, budget=draw(reachable(task)))
+
+
+def reachable(task: PruningTask) -> st.SearchStrategy[float]:
+    """Budgets of a task, the least and the whole cost more often than others."""
+    least = float(task.costs.ratio([g.levels[0] for g in task.groups], task.on))
+    return st.one_of(st.just(least), st.just(1.0), st.floats(least, 1.0))
+
+
+def asked_of(task: PruningTask) -> st.SearchStrategy[list[float]]:
+    numbers = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))
+    return st.lists(numbers, min_size=task.length, max_size=task.length)

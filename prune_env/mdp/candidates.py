@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import logging
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -140,12 +141,26 @@ class CandidateEvaluator:
     dense: Metrics
     clock: Clock = field(default_factory=Clock)
     cache: dict[tuple[int, ...], Metrics] = field(default_factory=dict, repr=False)
+    glimpses: dict[tuple[tuple[int, ...], float], Metrics] = field(default_factory=dict, repr=False)
 
     def __call__(self, kept: tuple[int, ...], hopeless: Hopeless | None = None) -> Metrics:
         known = self.cache.get(kept)
         if known is None or (known.share < 1 and not (hopeless and hopeless(known))):
             known = self.cache[kept] = self._measure(kept, hopeless)
         return known
+
+    def glimpse(self, kept: tuple[int, ...], share: float) -> Metrics:
+        """Quality on about the first `share` of the samples, whole batches."""
+        key = (kept, share)
+        if key not in self.glimpses:
+            stage = math.ceil(share * self.dense.samples)
+            self.glimpses[key] = self._measure(kept, lambda metrics: True, (stage,))
+        return self.glimpses[key]
+
+    def forget(self) -> None:
+        """Measure every plan anew, for honest times; levels that were solved stay."""
+        self.cache.clear()
+        self.glimpses.clear()
 
     def build(self, kept: Sequence[int]) -> nn.Module:
         """The candidate, repaired on all calibration data; valid until the next call."""
@@ -170,10 +185,15 @@ class CandidateEvaluator:
         units = {name: self.orders[name][:k] for name, k in counts.items()}
         return self.candidates.build(units, overlay)
 
-    def _measure(self, kept: tuple[int, ...], hopeless: Hopeless | None) -> Metrics:
+    def _measure(
+        self,
+        kept: tuple[int, ...],
+        hopeless: Hopeless | None,
+        stages: Sequence[int] | None = None,
+    ) -> Metrics:
         model = self.candidate(kept)
         start = time.perf_counter()
-        metrics = self.measure(model, hopeless)
+        metrics = self.measure(model, hopeless, stages)
         self.clock.measure += time.perf_counter() - start
         self.clock.calls += 1
         return metrics

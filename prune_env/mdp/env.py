@@ -1,61 +1,128 @@
-"""The Gymnasium shells around `PruningTask`: they convert types and nothing else."""
+"""The Gymnasium shells around `PruningTask`, and what helps any agent in them.
+
+The shells convert types and nothing else. The helpers are wrappers, to be stacked or left out:
+
+    env = PruneEnv("digits", budgets=(0.3, 0.7))  # one policy, many budgets
+    env = ShapedReward(env)                       # pays every step what it changes
+    env = ResidualAction(env)                     # 0 is what the prior would do
+
+Legend: F features, G groups.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
+from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 from torch import nn
 
 from prune_env.errors import ConfigError, PruneEnvError
+from prune_env.mdp.budgets import Budgets, asked_budget, task_at
+from prune_env.mdp.losses import expected_worth
+from prune_env.mdp.path import beside
 from prune_env.mdp.registry import make_task
 from prune_env.mdp.render import bars, table
 from prune_env.mdp.rewards import Outcome
+from prune_env.mdp.rules import Floats
 from prune_env.mdp.task import FEATURES, Kept, PruningTask, State
 from prune_env.surgery.plan import PruningPlan
 
 Array = NDArray[np.float32]
+Potential = Callable[[Kept], float]
+"""What a whole plan is worth before it is measured."""
+
+VIEWS: dict[str, Callable[[PruningTask, Sequence[int]], Any]] = {"ansi": table, "rgb_array": bars}
+"""Pictures of a plan in the making, by render mode."""
+
+
+def opened(
+    task: str | PruningTask, options: Mapping[str, Any], render_mode: str | None
+) -> PruningTask:
+    """The task that an environment was asked for.
+
+    Raises:
+        ConfigError: options beside a finished task, or an unknown render mode.
+        PruneEnvError: the task cannot be made; see `PruningTask.from_model`.
+    """
+    if isinstance(task, PruningTask) and options:
+        raise ConfigError(
+            f"options {sorted(options)} have no effect on a finished PruningTask. Give them to "
+            "PruningTask.from_model, or give the task by name."
+        )
+    if render_mode is not None and render_mode not in VIEWS:
+        raise ConfigError(f"there is no render mode '{render_mode}'; use 'ansi' or 'rgb_array'.")
+    return task if isinstance(task, PruningTask) else make_task(task, **options)
 
 
 class PlanningEnv(gymnasium.Env[Array, Array]):
     """What every shape of the decision process shares: the task, the finished plan, pictures.
 
+    Every `reset` takes up a budget: `options={"budget": 0.4}`, or one drawn from `budgets` with the
+    environment's own `np_random`. It says so in `info["budget"]`, and so does the last step.
+
     Args:
         task: a `PruningTask`, the name of a registered task, or "package.module:function".
+        budgets: lowest and highest budget that episodes draw theirs from, uniformly; by default all
+            have the task's.
         render_mode: "ansi" (a table) or "rgb_array" (bars per layer).
         options: options of a task given by name; see `TaskOptions`.
 
+    Attributes:
+        task: as it was given.
+        current: the same under the budget of this episode.
+
     Raises:
+        ConfigError: `budgets` are not two numbers, the lower first.
+        BudgetError: a budget is out of range or cannot be reached.
         PruneEnvError: the task cannot be made; see `PruningTask.from_model`.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so
-        "render_modes": ["ansi", "rgb_array"],
+        "render_modes": list(VIEWS),
         "render_fps": 4,
     }
 
     def __init__(
-        self, task: str | PruningTask = "digits", *, render_mode: str | None = None, **options: Any
+        self,
+        task: str | PruningTask = "digits",
+        *,
+        budgets: Sequence[float] | None = None,
+        render_mode: str | None = None,
+        **options: Any,
     ) -> None:
-        if isinstance(task, PruningTask) and options:
-            raise ConfigError(
-                f"options {sorted(options)} have no effect on a finished PruningTask. Give them to "
-                "PruningTask.from_model, or give the task by name."
-            )
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise ConfigError(
-                f"there is no render mode '{render_mode}'; use 'ansi' or 'rgb_array'."
-            )
-        self.task = task if isinstance(task, PruningTask) else make_task(task, **options)
+        self.task = opened(task, options, render_mode)
+        self.budgets = Budgets.of(self.task, budgets)
+        self.current = self.task
         self.render_mode = render_mode
         self._outcome: Outcome | None = None
 
+    def _begin(self, seed: int | None, options: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Take up the budget of a new episode; returns what `reset` has to say."""
+        super().reset(seed=seed)
+        asked = asked_budget(options)
+        budget = self.budgets.draw(self.np_random) if asked is None else asked
+        self.current, self._outcome = task_at(self.task, budget), None
+        return {"budget": self.current.budget}
+
     def measure(self, kept: Kept) -> Outcome:
-        """What a finished plan is worth; override to charge for it (see agents/view.py)."""
-        return self.task.outcome(kept)
+        """What a finished plan is worth; override to charge for it or to pay otherwise."""
+        return self.current.outcome(kept)
+
+    @property
+    @abstractmethod
+    def completed(self) -> Kept:
+        """The plan, if the task's prior decided the rest."""
+
+    @property
+    @abstractmethod
+    def prior(self) -> Floats:
+        """The action, in full precision, that the task's prior would take now."""
 
     @property
     def plan(self) -> PruningPlan:
@@ -66,7 +133,7 @@ class PlanningEnv(gymnasium.Env[Array, Array]):
         """
         if self._outcome is None:
             raise PruneEnvError("there is no plan before the last step of an episode.")
-        return self.task.plan(self._outcome.kept, reward=self._outcome.reward)
+        return self.current.plan(self._outcome.kept, reward=self._outcome.reward)
 
     def network(self) -> nn.Module:
         """The pruned and repaired network of the finished episode, a copy.
@@ -76,7 +143,7 @@ class PlanningEnv(gymnasium.Env[Array, Array]):
         """
         if self._outcome is None:
             raise PruneEnvError("there is no pruned network before the last step of an episode.")
-        return self.task.network(self._outcome.kept)
+        return self.current.network(self._outcome.kept)
 
     @property
     def decided(self) -> Kept:
@@ -85,9 +152,10 @@ class PlanningEnv(gymnasium.Env[Array, Array]):
 
     def render(self) -> Any:
         """The decisions so far, in the chosen render mode."""
-        views = {"ansi": table, "rgb_array": bars}
         return (
-            views[self.render_mode](self.task, self.decided) if self.render_mode in views else None
+            None
+            if self.render_mode is None
+            else VIEWS[self.render_mode](self.current, self.decided)
         )
 
 
@@ -96,9 +164,10 @@ class PruneEnv(PlanningEnv):
 
     Action: Box(0, 1, (1,)), the sparsity of the current group. Observation: Box(0, 1, (F,)), see
     `prune_env.mdp.task.FEATURES`. The reward is 0 until the last group, then that of the finished
-    plan, which always meets the budget. Every `info` holds `asked` and `taken` sparsity of the
-    group just decided; the last one also holds
+    plan, which always meets the budget. The `info` of `reset` holds the `budget`, that of every
+    step the `asked` and `taken` sparsity of the group just decided; the last one also holds
 
+    - `budget`: of this episode,
     - `accuracy`, `kl`, `loss`: quality on the reward samples,
     - `flops_ratio`, `params_ratio`: cost left as a fraction of the dense network,
     - `plan`: kept units per group, `reward_terms`: the reward by name.
@@ -107,9 +176,14 @@ class PruneEnv(PlanningEnv):
     """
 
     def __init__(
-        self, task: str | PruningTask = "digits", *, render_mode: str | None = None, **options: Any
+        self,
+        task: str | PruningTask = "digits",
+        *,
+        budgets: Sequence[float] | None = None,
+        render_mode: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(task, render_mode=render_mode, **options)
+        super().__init__(task, budgets=budgets, render_mode=render_mode, **options)
         self.observation_space = Box(0.0, 1.0, (len(FEATURES),), np.float32)
         self.action_space = Box(0.0, 1.0, (1,), np.float32)
         self._state: State | None = None
@@ -117,26 +191,40 @@ class PruneEnv(PlanningEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Start with the dense network; the task itself is deterministic."""
-        super().reset(seed=seed)
-        self._state, self._outcome = State(), None
-        return self.task.observe(self._state), {}
+        """Start with the dense network; but for its budget an episode is deterministic."""
+        info = self._begin(seed, options)
+        self._state = State()
+        return self.current.observe(self._state), info
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Decide the sparsity of the next group."""
-        if self._state is None or len(self._state.kept) == self.task.length:
-            raise PruneEnvError("the episode is over (or not begun). Call reset() before step().")
-        (asked,) = _sparsities(action, 1)
-        group = self.task.groups[len(self._state.kept)]
-        self._state = self.task.advance(self._state, asked)
-        taken = 1.0 - self._state.kept[len(self._state.asked) - 1] / group.units
+        state = self._open_state()
+        (asked,) = numbers(action, 1).tolist()
+        group = self.task.groups[len(state.kept)]
+        self._state = state = self.current.advance(state, asked)
+        taken = 1.0 - state.kept[len(state.asked) - 1] / group.units
         info: dict[str, Any] = {"asked": asked, "taken": taken}
-        observation = self.task.observe(self._state)
-        if len(self._state.kept) < self.task.length:
+        observation = self.current.observe(state)
+        if len(state.kept) < self.task.length:
             return observation, 0.0, False, False, info
-        self._outcome = self.measure(self._state.kept)
-        info.update(terminal_info(self.task, self._outcome))
+        self._outcome = self.measure(state.kept)
+        info.update(terminal_info(self.current, self._outcome))
         return observation, self._outcome.reward, True, False, info
+
+    def _open_state(self) -> State:
+        if self._state is None or len(self._state.kept) == self.task.length:
+            raise PruneEnvError(CLOSED)
+        return self._state
+
+    @property
+    def completed(self) -> Kept:
+        """The plan, if the task's path decided the groups that are left."""
+        return self.current.complete(self._open_state())
+
+    @property
+    def prior(self) -> Floats:
+        """Sparsity, (1,), that the task's path asks of the current group under what is left."""
+        return np.array([self.current.prior(self._open_state())])
 
     @property
     def decided(self) -> Kept:
@@ -149,14 +237,19 @@ class PlanEnv(PlanningEnv):
 
     Action: Box(0, 1, (G,)), the sparsity of every group, shifted together until the budget is met
     (`PruningTask.decode`), so no group is favoured by its place. Observation: Box(0, 1, (1,)), the
-    budget. The only `info` holds what the last one of `PruneEnv` does, with `asked` and `taken` as
+    budget. The `info` of `step` holds what the last one of `PruneEnv` does, `asked` and `taken` as
     lists. Arguments and errors: see `PlanningEnv`.
     """
 
     def __init__(
-        self, task: str | PruningTask = "digits", *, render_mode: str | None = None, **options: Any
+        self,
+        task: str | PruningTask = "digits",
+        *,
+        budgets: Sequence[float] | None = None,
+        render_mode: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(task, render_mode=render_mode, **options)
+        super().__init__(task, budgets=budgets, render_mode=render_mode, **options)
         self.observation_space = Box(0.0, 1.0, (1,), np.float32)
         self.action_space = Box(0.0, 1.0, (self.task.length,), np.float32)
         self._open = False
@@ -164,44 +257,62 @@ class PlanEnv(PlanningEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Show the budget; the task itself is deterministic."""
-        super().reset(seed=seed)
-        self._open, self._outcome = True, None
-        return self._observation(), {}
+        """Show the budget; but for it an episode is deterministic."""
+        info = self._begin(seed, options)
+        self._open = True
+        return self._observation(), info
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Decide everything."""
-        if not self._open:
-            raise PruneEnvError("the episode is over (or not begun). Call reset() before step().")
-        asked = _sparsities(action, self.task.length)
-        self._outcome, self._open = self.measure(self.task.decode(asked)), False
+        self._require_open()
+        asked = numbers(action, self.task.length).tolist()
+        self._outcome, self._open = self.measure(self.current.decode(asked)), False
         units = [group.units for group in self.task.groups]
         taken = [1.0 - kept / n for kept, n in zip(self._outcome.kept, units, strict=True)]
-        info = {"asked": asked, "taken": taken, **terminal_info(self.task, self._outcome)}
+        info = {"asked": asked, "taken": taken, **terminal_info(self.current, self._outcome)}
         return self._observation(), self._outcome.reward, True, False, info
 
+    def _require_open(self) -> None:
+        if not self._open:
+            raise PruneEnvError(CLOSED)
+
     def _observation(self) -> Array:
-        return np.array([self.task.budget], dtype=np.float32)
+        return np.array([self.current.budget], dtype=np.float32)
+
+    @property
+    def completed(self) -> Kept:
+        """The plan of the task's path at the budget."""
+        self._require_open()
+        return self.current.beside([0.0] * self.task.length)
+
+    @property
+    def prior(self) -> Floats:
+        """Sparsities, (G,), of the plan of the task's path at the budget."""
+        return self.task.rules.sparsity(np.array(self.completed))
 
 
-def _sparsities(action: Array, count: int) -> list[float]:
+CLOSED = "the episode is over (or not begun). Call reset() before step()."
+
+
+def numbers(action: Array, count: int) -> Floats:
     """An action as numbers.
 
     Raises:
         PruneEnvError: it holds another number of values, or one that is not finite.
     """
-    asked = np.asarray(action, dtype=np.float64).reshape(-1)
-    if len(asked) != count:
-        raise PruneEnvError(f"the action holds {len(asked)} values; {count} are expected.")
-    if not np.isfinite(asked).all():
-        raise PruneEnvError(f"the action is {asked.tolist()}; sparsities in [0, 1] are expected.")
-    return [float(value) for value in asked]
+    values = np.asarray(action, dtype=np.float64).reshape(-1)
+    if len(values) != count:
+        raise PruneEnvError(f"the action holds {len(values)} values; {count} are expected.")
+    if not np.isfinite(values).all():
+        raise PruneEnvError(f"the action is {values.tolist()}; finite numbers are expected.")
+    return values
 
 
 def terminal_info(task: PruningTask, outcome: Outcome) -> dict[str, Any]:
     """What the last `info` of an episode says about the finished plan."""
     names = (group.name for group in task.groups)
     return {
+        "budget": task.budget,
         "accuracy": outcome.metrics.accuracy,
         "kl": outcome.metrics.kl,
         "loss": outcome.metrics.loss,
@@ -212,22 +323,98 @@ def terminal_info(task: PruningTask, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-class CenteredAction(gymnasium.ActionWrapper[Array, Array, Array]):
-    """Actions in [-1, 1] whose 0 is the uniform plan's sparsity; -1 and 1 are none and all.
+class ResidualAction(gymnasium.ActionWrapper[Array, Array, Array], RecordConstructorArgs):
+    """Actions in [-1, 1] around the prior: 0 is the sparsity that the task's path asks for.
 
-    Every agent starts near 0, so an untrained policy searches around the uniform plan.
+    Actions are offsets in octaves of kept units: x multiplies what the prior would keep by 2^(-3x)
+    (`prune_env.mdp.path.beside`), so -1/3 keeps twice as much, 1/3 half, and 0 leaves the decision
+    to the allocator behind the path. An untrained policy, whose actions lie around 0, is thus about
+    as good as that allocator. What the prior removes to the last unit no offset brings back.
+
+    Args:
+        env: a `PruneEnv` or `PlanEnv`, wrapped or not, with sparsities as actions.
+
+    Raises:
+        ConfigError: it is no environment of ours.
     """
 
-    def __init__(self, env: gymnasium.Env[Array, Array], center: float) -> None:
-        super().__init__(env)
+    def __init__(self, env: gymnasium.Env[Array, Array]) -> None:
+        RecordConstructorArgs.__init__(self)
+        gymnasium.ActionWrapper.__init__(self, env)
+        self._planning = planning_env(env)
         self.action_space = Box(-1.0, 1.0, env.action_space.shape, np.float32)
-        self.center = center
 
     def action(self, action: Array) -> Array:
-        """Piecewise linear through (-1, 0), (0, center), (1, 1)."""
-        room = np.where(action < 0, self.center, 1.0 - self.center)
-        return np.asarray(np.clip(self.center + action * room, 0.0, 1.0), dtype=np.float32)
+        """The sparsities beside the prior's.
+
+        Raises:
+            PruneEnvError: the action is malformed, or the episode is over.
+        """
+        prior = self._planning.prior
+        offset = np.clip(numbers(action, len(prior)), -1.0, 1.0)
+        return beside(prior, offset).astype(np.float32)
 
 
-gymnasium.register(id="PruneEnv/Layerwise-v0", entry_point="prune_env.mdp.env:PruneEnv")
+class ShapedReward(gymnasium.Wrapper[Array, Array, Array, Array], RecordConstructorArgs):
+    """Pays every step what it changes about the potential of the plan the prior would complete.
+
+    Potential-based shaping (Ng, Harada, Russell 1999) with gamma 1 and a terminal potential of 0:
+    the rewards of an episode sum to the plan's reward minus the potential at the start. Under one
+    budget the latter is a constant, so the order of plans, and with it the best one, is the same
+    as without; but a group that costs much is known for it at once, not at the end.
+
+    Args:
+        env: a `PruneEnv` or `PlanEnv`, wrapped or not.
+        potential: of a whole plan; by default what the predicted losses say, from -1 to 0
+            (`prune_env.mdp.losses.expected_worth`).
+
+    Raises:
+        ConfigError: it is no environment of ours.
+    """
+
+    def __init__(
+        self, env: gymnasium.Env[Array, Array], potential: Potential | None = None
+    ) -> None:
+        RecordConstructorArgs.__init__(self, potential=potential, _disable_deepcopy=True)
+        gymnasium.Wrapper.__init__(self, env)
+        self._planning = planning_env(env)
+        self._potential = potential or expected_worth(self._planning.task)
+        self._before = 0.0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Note the potential of the prior's own plan."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._before = self._potential(self._planning.completed)
+        return observation, info
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Decide, and be paid at once."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        now = 0.0 if terminated else self._potential(self._planning.completed)
+        paid, self._before = float(reward) + now - self._before, now
+        return observation, paid, terminated, truncated, info
+
+
+def planning_env(env: gymnasium.Env[Array, Array]) -> PlanningEnv:
+    """The environment of ours beneath wrappers.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    inner = env.unwrapped
+    if not isinstance(inner, PlanningEnv):
+        raise ConfigError(
+            f"{type(inner).__name__} has no prior. Wrap a PruneEnv or a PlanEnv; in a vector of "
+            "environments wrap each."
+        )
+    return inner
+
+
+gymnasium.register(
+    id="PruneEnv/Layerwise-v0",
+    entry_point="prune_env.mdp.env:PruneEnv",
+    vector_entry_point="prune_env.mdp.vector:LockstepVectorEnv",
+)
 gymnasium.register(id="PruneEnv/Plan-v0", entry_point="prune_env.mdp.env:PlanEnv")

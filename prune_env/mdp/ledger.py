@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class Ledger:
             samples that it was measured on.
         history: every outcome, in order.
         figures: the searcher's own numbers (losses, entropy), for the next listener to log.
+        seconds: by `clock`, from the outcome before to this one, searching included, of every
+            outcome; those replayed from a journal keep what they took when they were measured.
     """
 
     def __init__(
@@ -46,10 +49,13 @@ class Ledger:
         limit: int,
         journal: str | Path | None = None,
         on_outcome: Callable[[Ledger, Outcome], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.task, self.limit = task, limit
         self.history: list[Outcome] = []
         self.figures: dict[str, float] = {}
+        self.seconds: list[float] = []
+        self._clock, self._since = clock, clock()
         self._listener = on_outcome
         self._journal = None if journal is None else Path(journal)
         self._known = _read(self._journal)
@@ -82,8 +88,11 @@ class Ledger:
 
     @property
     def best(self) -> Outcome:
-        """The outcome with the highest reward, the earliest of equals."""
-        return max(self.history, key=lambda outcome: outcome.reward)
+        """The eligible outcome with the highest reward, the earliest of equals.
+
+        Before there is any, the highest of the others.
+        """
+        return max(self.history, key=lambda outcome: (outcome.eligible, outcome.reward))
 
     @property
     def journalled(self) -> tuple[tuple[int, ...], ...]:
@@ -97,9 +106,21 @@ class Ledger:
             Exhausted: nothing is left to spend.
             RunError: the journal is of another search.
         """
+        best = max((o for o in self.history if o.eligible), key=_reward, default=None)
+        return self._charge(kept, lambda: self.task.outcome(kept, best))
+
+    def probe(self, kept: Sequence[int]) -> Outcome:
+        """The outcome of any levels, beyond the budget too; see `PruningTask.probe`. Charged."""
+        return self._charge(kept, lambda: self.task.probe(kept))
+
+    def glimpse(self, kept: Sequence[int], share: float) -> Outcome:
+        """The outcome on a share of the samples, charged its share; see `PruningTask.glimpse`."""
+        return self._charge(kept, lambda: self.task.glimpse(kept, share))
+
+    def _charge(self, kept: Sequence[int], measure: Callable[[], Outcome]) -> Outcome:
         if self.exhausted:
             raise Exhausted
-        outcome = self._recall(tuple(kept)) or self._measure(tuple(kept))
+        outcome = self._recall(tuple(kept)) or self._measure(measure)
         self.history.append(outcome)
         if self._listener is not None:
             self._listener(self, outcome)
@@ -111,16 +132,19 @@ class Ledger:
         Raises:
             RunError: the searcher ended without measuring any plan.
         """
+        self._since = self._clock()
         with contextlib.suppress(Exhausted):
             search(self, seed)
-        if not self.history:
+        if not self.history or not self.best.eligible:
             raise RunError(f"searcher {search!r} measured no plan. It must call ledger.measure.")
         return self.best
 
-    def _measure(self, kept: tuple[int, ...]) -> Outcome:
-        outcome = self.task.outcome(kept, self.best if self.history else None)
+    def _measure(self, measure: Callable[[], Outcome]) -> Outcome:
+        outcome, now = measure(), self._clock()
+        self.seconds.append(now - self._since)
+        self._since = now
         if self._journal is not None:
-            self._known.append(_row(outcome))
+            self._known.append({**_row(outcome), "seconds": self.seconds[-1]})
             self._replayed += 1
             _append(self._journal, self._known[-1])
         return outcome
@@ -136,7 +160,14 @@ class Ledger:
                 "file to search afresh."
             )
         self._replayed += 1
-        return Outcome(**{**row, "kept": kept, "metrics": Metrics(**row["metrics"])})
+        self._since = self._clock()  # what is replayed was paid for already
+        values = {**row, "kept": kept, "metrics": Metrics(**row["metrics"])}
+        self.seconds.append(values.pop("seconds"))
+        return Outcome(**values)
+
+
+def _reward(outcome: Outcome) -> float:
+    return outcome.reward
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
@@ -160,7 +191,7 @@ def _read(path: Path | None) -> list[dict[str, Any]]:
     """Rows of a journal; a last line that a kill cut short is dropped from the file."""
     if path is None or not path.exists():
         return []
-    fields = {field.name for field in dataclasses.fields(Outcome)}
+    fields = {"seconds", *(field.name for field in dataclasses.fields(Outcome))}
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         torn = bool(lines) and not lines[-1].endswith("\n")

@@ -27,6 +27,8 @@ class Outcome:
         flops: FLOPs of the pruned network on one sample (2 x MACs).
         flops_ratio, params_ratio: cost left, as fractions of the dense network.
         terms: the reward, term by term.
+        eligible: whether the plan may be the result: it meets the budget and was measured on all
+            samples. Probes beyond the budget and glimpses at a few samples are not.
     """
 
     kept: tuple[int, ...]
@@ -35,6 +37,7 @@ class Outcome:
     flops_ratio: float
     params_ratio: float
     terms: Mapping[str, float] = field(default_factory=dict)
+    eligible: bool = True
 
     @property
     def reward(self) -> float:

@@ -1,6 +1,6 @@
 """The whole decision process of pruning a network group by group, without gymnasium in it.
 
-Legend: G groups, L levels of a group, F features of an observation.
+Legend: N plans, G groups, F features of an observation. The arithmetic is in rules.py.
 
 A state is the tuple of kept units decided so far. Each action is the sparsity of the next group;
 it is projected to what keeps the budget reachable, so a finished plan always meets the budget. What
@@ -10,12 +10,11 @@ the last levels leave over is then given back to the groups that lost most again
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import pairwise
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,25 +23,34 @@ from torch import Tensor, nn
 
 from prune_env.errors import BudgetError, PlanError, look_up
 from prune_env.mdp.candidates import TaskOptions, prepare
+from prune_env.mdp.path import Path, uniform_path
 from prune_env.mdp.rewards import Outcome, Reward, kl, reward_named
+from prune_env.mdp.rules import SLACK, Floats, Rules, Units, as_kept
 from prune_env.measure.costs import CostModel, Metric, metric_index
 from prune_env.measure.evaluators import Hopeless, Metrics
 from prune_env.structure.groups import PrunableGroup
 from prune_env.surgery.plan import PruningPlan
 
 Kept = tuple[int, ...]
-Units = NDArray[np.int64]
 Evaluate = Callable[[Kept], Metrics]
 Race = Callable[[Kept, Hopeless], Metrics]
+Part = Callable[[Kept, float], Metrics]
+Predicted = Callable[[str, int], float]
+
+SHARES = (0.25, 0.5, 0.75)
+"""Sparsities at which features describe a group."""
 
 DOUBT = 2.0
 """Standard errors by which a plan must be behind the best before it is given up."""
 
 FEATURES = (
     "position", "units", "cost_share", "cost_removable", "mass_lost_25", "mass_lost_50",
-    "mass_lost_75", "cost_now", "cost_excess", "last_sparsity", "budget",
+    "mass_lost_75", "loss_25", "loss_50", "loss_75", "cost_now", "cost_excess", "last_sparsity",
+    "budget", "prior",
 )  # fmt: skip
-"""Names of the observation's entries; all unit-free, so a policy can move between networks."""
+"""Names of the observation's entries: mass_lost is of the scores, loss is what ladders predict,
+prior is the sparsity that the path asks for under the budget that is left. All are unit-free, so a
+policy can move between networks."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +61,17 @@ class State:
     asked: tuple[float, ...] = ()
 
 
-def give_back(task: PruningTask, kept: Kept, asked: Sequence[float]) -> Kept:
+def give_back(rules: Rules, kept_NG: Units, asked_NG: Floats, budget_N: Floats) -> Units:
     """Spend the budget to the last level; see `PruningTask.fill`."""
-    return task.fill(kept, asked)
+    return rules.fill(kept_NG, (1.0 - asked_NG) * rules.units_G, budget_N)
 
 
-def leave(task: PruningTask, kept: Kept, asked: Sequence[float]) -> Kept:
-    """Leave the plan as it is: for rewards that pay for every FLOP saved, like AMC's."""
-    return kept
+def leave(rules: Rules, kept_NG: Units, asked_NG: Floats, budget_N: Floats) -> Units:
+    """Leave plans as they are: for rewards that pay for every FLOP saved, like AMC's."""
+    return kept_NG
 
 
-Leftover = Callable[["PruningTask", Kept, Sequence[float]], Kept]
+Leftover = Callable[[Rules, Units, Floats, Floats], Units]
 LEFTOVERS: dict[str, Leftover] = {"give_back": give_back, "leave": leave}
 
 
@@ -85,6 +93,9 @@ class PruningTask:
         costs: cost of a plan, over the same groups in the same order.
         evaluate: quality of a finished plan; the expensive part.
         race: the same, given up early where it is hopeless; None measures every plan in full.
+        part: the same on a share of the samples; None cannot.
+        predicted: loss that the repair predicts for a group, by name, at a number of kept units.
+        origin: the prior that offsets start from; None is the uniform path.
         scores: importance of every unit, by group name, in the shape of the group's grid.
         budget: fraction of the dense cost that may remain.
         on: the cost that the budget limits.
@@ -108,6 +119,9 @@ class PruningTask:
     leftover: Leftover = give_back
     build: Callable[[Kept], nn.Module] | None = None
     race: Race | None = None
+    part: Part | None = None
+    predicted: Predicted | None = None
+    origin: Path | None = None
     name: str = "task"
 
     def __post_init__(self) -> None:
@@ -121,7 +135,7 @@ class PruningTask:
             raise BudgetError(
                 f"budget is {self.budget}; give a fraction of the dense cost in (0, 1]."
             )
-        least = float(self.costs.ratio(self._least, self.on))
+        least = float(self.costs.ratio(self.rules.least_G, self.on))
         if least > self.budget:
             raise BudgetError(
                 f"budget {self.budget:.3f} of the dense {self.on} cannot be reached: with every "
@@ -173,6 +187,8 @@ class PruningTask:
             leftover=leftover_named(chosen.leftover),
             build=parts.evaluate.build,
             race=parts.evaluate if chosen.stages else None,
+            part=parts.evaluate.glimpse,
+            predicted=parts.evaluate.ladders.predicted_loss,
             name=name,
         )
 
@@ -185,14 +201,6 @@ class PruningTask:
     def orders(self) -> dict[str, Tensor]:
         """Units of each group, the last to be removed first."""
         return {group.name: group.pattern.order(self.scores[group.name]) for group in self.groups}
-
-    @cached_property
-    def _least(self) -> NDArray[np.int64]:
-        return np.array([group.levels[0] for group in self.groups])
-
-    @cached_property
-    def _most(self) -> NDArray[np.int64]:
-        return np.array([group.levels[-1] for group in self.groups])
 
     def plan(self, kept: Sequence[int], **notes: object) -> PruningPlan:
         """The plan that keeps the best `kept[g]` units of every group."""
@@ -211,19 +219,54 @@ class PruningTask:
 
     def within_budget(self, kept: Sequence[int] | NDArray[np.int64]) -> bool:
         """Whether a full vector of kept units meets the budget."""
-        return bool(self.costs.ratio(kept, self.on) <= self.budget + 1e-12)
+        return bool(self.costs.ratio(kept, self.on) <= self.budget + SLACK)
+
+    @cached_property
+    def rules(self) -> Rules:
+        """Levels and costs as arrays, for many plans at once."""
+        return Rules(self.groups, self.costs, self.on)
+
+    @cached_property
+    def path(self) -> Path:
+        """The prior: `origin`, or the uniform path."""
+        return self.origin or uniform_path(self.rules)
+
+    def at(self, budget: float) -> PruningTask:
+        """The same task under another budget; what does not depend on it is shared.
+
+        Raises:
+            BudgetError: it is out of range or cannot be reached.
+        """
+        if budget == self.budget:
+            return self
+        twin = dataclasses.replace(self, budget=budget)
+        shared = {name: getattr(self, name) for name in ("rules", "path", "_static_features")}
+        if "orders" in vars(self):  # sorting millions of scores is worth waiting for
+            shared["orders"] = self.orders
+        vars(twin).update(shared)
+        return twin
+
+    def around(self, path: Path) -> PruningTask:
+        """The same task with another prior."""
+        return dataclasses.replace(self, origin=path)
+
+    def complete(self, state: State) -> Kept:
+        """The plan, if the path decided the rest under the budget that is left."""
+        kept_1G, budget_1 = self._row(state.kept), np.array([self.budget])
+        number = len(state.kept)
+        place = int(self.path.under(self.rules, kept_1G, number, budget_1)[0])
+        return (*state.kept, *as_kept(self.path.kept_TG[place, number:]))
+
+    def prior(self, state: State) -> float:
+        """What the path asks of the next group under the budget that is left."""
+        number = len(state.kept)
+        return 1.0 - self.complete(state)[number] / self.groups[number].units
 
     def project(self, state: State, sparsity: float) -> int:
         """The level for the next group: nearest to `sparsity` that keeps the budget reachable."""
-        number = len(state.kept)
-        group = self.groups[number]
-        levels_L = np.array(group.levels)
-        kept_LG = np.tile(self._least, (len(levels_L), 1))
-        kept_LG[:, :number] = state.kept
-        kept_LG[:, number] = levels_L
-        reachable = self.costs.ratio(kept_LG, self.on) <= self.budget + 1e-12
-        top = int(levels_L[np.flatnonzero(reachable)[-1]])  # cost is monotone in kept units
-        return min(top, group.nearest_level((1.0 - sparsity) * group.units))
+        one = np.ones(1)
+        kept_1G, number = self._row(state.kept), len(state.kept)
+        return int(self.rules.project(kept_1G, number, sparsity * one, self.budget * one)[0])
 
     def advance(self, state: State, sparsity: float) -> State:
         """The state after deciding the next group; `sparsity` in [0, 1]."""
@@ -231,7 +274,7 @@ class PruningTask:
         kept = (*state.kept, self.project(state, sparsity))
         asked = (*state.asked, sparsity)
         if len(kept) == self.length:
-            kept = self.leftover(self, kept, asked)
+            kept = self._finished(np.array([kept]), np.array([asked]))
         return State(kept, asked)
 
     def fill(self, kept: Sequence[int], asked: Sequence[float]) -> Kept:
@@ -240,35 +283,8 @@ class PruningTask:
         First to the group that lost most against what was asked, so that being late in the walk
         is no disadvantage. Afterwards no single group can be raised within the budget.
         """
-        now = np.array(kept)
-        group_R, level_R = self._raises(now, asked)
-        while len(group_R):
-            # Cost is monotone: what fits is a prefix of the raises. The group of the first that
-            # does not fit is full, the others go on.
-            exceeds = partial(self._exceeds, now, group_R, level_R)
-            count = bisect_left(range(1, len(group_R) + 1), True, key=exceeds)
-            now[group_R[:count]] = level_R[:count]
-            rest = group_R[count:] != (group_R[count] if count < len(group_R) else -1)
-            group_R, level_R = group_R[count:][rest], level_R[count:][rest]
-        return tuple(now.tolist())
-
-    def _raises(self, now: Units, asked: Sequence[float]) -> tuple[Units, Units]:
-        """Every raise of a group to its next level: R groups and levels, greatest loss first."""
-        group, level, loss = [], [], []
-        for number, (kept, sparsity) in enumerate(zip(now.tolist(), asked, strict=True)):
-            units, levels = self.groups[number].units, self.groups[number].levels
-            steps = levels[levels.index(kept) :]
-            for before, after in pairwise(steps):
-                group.append(number)
-                level.append(after)
-                loss.append(((1.0 - sparsity) * units - before) / units)
-        order = np.argsort(-np.array(loss), kind="stable")
-        return np.array(group, dtype=np.int64)[order], np.array(level, dtype=np.int64)[order]
-
-    def _exceeds(self, now: Units, group_R: Units, level_R: Units, count: int) -> bool:
-        trial = now.copy()
-        trial[group_R[:count]] = level_R[:count]  # of several raises of a group the last holds
-        return not self.within_budget(trial)
+        want_1G = (1.0 - np.array([asked])) * self.rules.units_G
+        return as_kept(self.rules.fill(np.array([kept]), want_1G, np.array([self.budget]))[0])
 
     def decode(self, asked: Sequence[float]) -> Kept:
         """A whole plan at once: asked sparsities, shifted together until the budget is met.
@@ -280,21 +296,39 @@ class PruningTask:
         """
         if len(asked) != self.length:
             raise PlanError(f"{len(asked)} sparsities for {self.length} groups.")
-        want = np.clip(np.array(asked, dtype=np.float64), 0.0, 1.0)
-        low, high = -1.0, 1.0
-        for _ in range(30):
-            shift = (low + high) / 2
-            if self.within_budget(self._snap(want + shift)):
-                high = shift
-            else:
-                low = shift
-        shifted = np.clip(want + high, 0.0, 1.0)
-        return self.leftover(self, self._snap(shifted), shifted.tolist())
+        want_1G = np.clip(np.array([asked], dtype=np.float64), 0.0, 1.0)
 
-    def _snap(self, sparsity_G: NDArray[np.float64]) -> Kept:
-        keep_G = 1.0 - np.clip(sparsity_G, 0.0, 1.0)
-        pairs = zip(self.groups, keep_G, strict=True)
-        return tuple(group.nearest_level(float(keep) * group.units) for group, keep in pairs)
+        def shifted(shift_N: Floats) -> Floats:
+            return np.clip(want_1G + shift_N[:, None] - 1.0, 0.0, 1.0)
+
+        asked_1G = shifted(self.rules.decode(shifted, 2.0, np.array([self.budget])))
+        return self._finished(self.rules.snap(asked_1G), asked_1G)
+
+    def beside(self, offset: Sequence[float]) -> Kept:
+        """A whole plan at once: offsets in [-1, 1] from the path, shifted along it to the budget.
+
+        `beside([0] * length)` is the path's own plan. See `prune_env.mdp.path.beside`.
+
+        Raises:
+            PlanError: not one offset per group.
+        """
+        if len(offset) != self.length:
+            raise PlanError(f"{len(offset)} offsets for {self.length} groups.")
+        offset_1G = np.array([offset], dtype=np.float64)
+        asked_1G = self.path.decode(self.rules, offset_1G, np.array([self.budget]))
+        return self._finished(self.rules.snap(asked_1G), asked_1G)
+
+    def finish(self, kept: Sequence[int], asked: Sequence[float]) -> Kept:
+        """A plan after `leftover` dealt with what it has not spent of the budget."""
+        return self._finished(np.array([kept]), np.array([asked]))
+
+    def _finished(self, kept_1G: Units, asked_1G: Floats) -> Kept:
+        kept_1G = self.leftover(self.rules, kept_1G, asked_1G, np.array([self.budget]))
+        return as_kept(kept_1G[0])
+
+    def _row(self, kept: Kept) -> Units:
+        """The state as one plan; what is not decided is whole."""
+        return np.array([[*kept, *self.rules.most_G[len(kept) :]]])
 
     @cached_property
     def uniform_sparsity(self) -> float:
@@ -323,6 +357,40 @@ class PruningTask:
 
         return self._rewarded(kept, self.race(kept, hopeless))
 
+    def probe(self, kept: Sequence[int]) -> Outcome:
+        """Measure any levels, beyond the budget too, to learn about the network.
+
+        The outcome is eligible only if it meets the budget.
+
+        Raises:
+            PlanError: `kept` is not a level of every group.
+        """
+        kept = self._levels(kept)
+        return self._rewarded(kept, self.evaluate(kept))
+
+    def glimpse(self, kept: Sequence[int], share: float) -> Outcome:
+        """Measure a plan on about the first `share` of the samples; the outcome is not eligible.
+
+        A task that cannot measure a part measures all.
+
+        Raises:
+            PlanError: `kept` is not a level of every group, or exceeds the budget.
+        """
+        kept = self._checked(kept)
+        if self.part is None or share >= 1:
+            return self._rewarded(kept, self.evaluate(kept))
+        return self._rewarded(kept, self.part(kept, share))
+
+    def damage(self, outcome: Outcome) -> float:
+        """What worse quality than the dense network's takes from the reward at the same cost.
+
+        Terms that pay for cost alone cancel, so plans of different budgets can be compared.
+        """
+        if self.dense is None:
+            return -outcome.reward
+        ideal = self.reward(dataclasses.replace(outcome, metrics=self.dense))
+        return math.fsum(ideal.values()) - outcome.reward
+
     def _rewarded(self, kept: Kept, metrics: Metrics) -> Outcome:
         values = self.costs(kept)
         ratios = values / self.costs.dense
@@ -334,9 +402,10 @@ class PruningTask:
             params_ratio=float(ratios[1]),
         )
         terms = {name: float(value) for name, value in self.reward(outcome).items()}
-        return Outcome(**{**vars(outcome), "terms": terms})
+        eligible = metrics.share == 1 and self.within_budget(kept)
+        return Outcome(**{**vars(outcome), "terms": terms, "eligible": eligible})
 
-    def _checked(self, kept: Sequence[int]) -> Kept:
+    def _levels(self, kept: Sequence[int]) -> Kept:
         if len(kept) != self.length:
             raise PlanError(f"{len(kept)} numbers of kept units for {self.length} groups.")
         for group, level in zip(self.groups, kept, strict=True):
@@ -345,40 +414,70 @@ class PruningTask:
                     f"{level} kept units is not a level of group '{group.name}' ({group.units} "
                     f"units, levels {group.levels[0]} to {group.levels[-1]}). Use task.decode(...)."
                 )
+        return tuple(int(level) for level in kept)
+
+    def _checked(self, kept: Sequence[int]) -> Kept:
+        kept = self._levels(kept)
         if not self.within_budget(kept):
             ratio = float(self.costs.ratio(kept, self.on))
             raise PlanError(
                 f"the plan leaves {ratio:.3f} of the {self.on}, the budget is {self.budget:.3f}. "
                 "Use task.decode(...) to meet it."
             )
-        return tuple(int(level) for level in kept)
+        return kept
 
     def observe(self, state: State) -> NDArray[np.float32]:
         """What an agent sees before the next decision: `FEATURES`, shape (F,), in [0, 1]."""
-        number = min(len(state.kept), self.length - 1)
-        fixed = self._static_features[number]
-        now = self._most.copy()
-        now[: len(state.kept)] = state.kept
-        ratio = float(self.costs.ratio(now, self.on))
-        excess = max(0.0, ratio - self.budget)
-        last = 1.0 - state.kept[-1] / self.groups[len(state.kept) - 1].units if state.kept else 0.0
-        moving = [ratio, excess, last, self.budget]
-        return np.concatenate([fixed, moving]).clip(0.0, 1.0).astype(np.float32)
+        budget_1 = np.array([self.budget])
+        row_F: NDArray[np.float32] = self.observe_all(
+            self._row(state.kept), len(state.kept), budget_1
+        )[0]
+        return row_F
+
+    def observe_all(
+        self, kept_NG: Units, number: int, budget_N: Floats, place_N: Units | None = None
+    ) -> NDArray[np.float32]:
+        """The same for N plans of which `number` groups are decided, shape (N, F).
+
+        `place_N` is where on the path they are, if that is known already.
+        """
+        rules, shown, count = self.rules, min(number, self.length - 1), len(kept_NG)
+        now_NG = np.where(np.arange(self.length) < number, kept_NG, rules.most_G)
+        ratio_N = rules.ratio(now_NG)
+        last_N = np.zeros(count)
+        if number:
+            last_N = 1.0 - now_NG[:, number - 1] / rules.units_G[number - 1]
+        if place_N is None:
+            place_N = self.path.under(rules, now_NG, shown, budget_N)
+        prior_N = 1.0 - self.path.kept_TG[place_N, shown] / rules.units_G[shown]
+        fixed_NF = np.tile(self._static_features[shown], (count, 1))
+        excess_N = np.maximum(0.0, ratio_N - budget_N)
+        moving = np.stack([ratio_N, excess_N, last_N, budget_N, prior_N], axis=1)
+        seen: NDArray[np.float32] = np.concatenate([fixed_NF, moving], 1).astype(np.float32)
+        return seen.clip(0.0, 1.0)
 
     @cached_property
-    def _static_features(self) -> NDArray[np.float64]:
-        rows = []
+    def _static_features(self) -> Floats:
+        rules, rows = self.rules, []
         for number, group in enumerate(self.groups):
-            later = self._most.copy()
-            later[number:] = self._least[number:]
+            later = rules.most_G.copy()
+            later[number:] = rules.least_G[number:]
             removable = 1.0 - float(self.costs.ratio(later, self.on))
             position = number / max(1, self.length - 1)
             units = math.log2(group.units) / 16.0  # 65,536 units and more read as 1
             scores_U = self.scores[group.name].double().flatten().abs().sort().values
             scores_U = scores_U[len(scores_U) - group.units :]  # absent units are no mass
-            lost = [_mass_lost(scores_U, share) for share in (0.25, 0.5, 0.75)]
+            lost = [_mass_lost(scores_U, share) for share in SHARES]
             rows.append([position, units, self.costs.share(number, self.on), removable, *lost])
-        return np.array(rows)
+        return np.concatenate([np.array(rows), self._predicted_features()], axis=1)
+
+    def _predicted_features(self) -> Floats:
+        """Predicted loss of each group at three sparsities, as a share of the greatest, (G, 3)."""
+        if self.predicted is None:
+            return np.zeros((self.length, len(SHARES)))
+        rows = [[self.predicted(group.name, group.nearest_level((1 - share) * group.units))
+                 for share in SHARES] for group in self.groups]  # fmt: skip
+        return np.array(rows) / max(float(np.max(rows)), 1e-300)
 
 
 def _mass_lost(scores_U: Tensor, share: float) -> float:

@@ -58,8 +58,13 @@ Hopeless = Callable[[Metrics], bool]
 class Evaluator(Protocol):
     """Measures a model; must not change it."""
 
-    def __call__(self, model: nn.Module, hopeless: Hopeless | None = None) -> Metrics:
-        """All samples; fewer when `hopeless` says so at one of the evaluator's stages."""
+    def __call__(
+        self,
+        model: nn.Module,
+        hopeless: Hopeless | None = None,
+        stages: Sequence[int] | None = None,
+    ) -> Metrics:
+        """All samples; fewer when `hopeless` says so at one of `stages` (None: its own)."""
         ...
 
 
@@ -120,9 +125,14 @@ class ClassifierEvaluator:
         """Number of predictions in all batches."""
         return sum(int((batch.targets != -100).sum()) for batch in self.batches)
 
-    def __call__(self, model: nn.Module, hopeless: Hopeless | None = None) -> Metrics:
+    def __call__(
+        self,
+        model: nn.Module,
+        hopeless: Hopeless | None = None,
+        stages: Sequence[int] | None = None,
+    ) -> Metrics:
         rows: list[Tensor] = []
-        seen, total, stages = 0, self.samples, list(self.stages)
+        seen, total, stages = 0, self.samples, self.stages if stages is None else stages
         with self.inference.ready(model) as fast:
             for batch, dense in zip(self.batches, self.dense_logits, strict=True):
                 rows.append(_per_prediction(call_model(fast, batch.inputs), dense, batch.targets))

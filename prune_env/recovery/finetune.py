@@ -139,13 +139,14 @@ def _one_epoch(run: _Run, train: Iterable[Any], val: Iterable[Any], epoch: int) 
 def _train(run: _Run, train: Iterable[Any], epoch: int) -> tuple[float, float]:
     """One pass over `train`; mean loss over its samples and the last learning rate."""
     run.model.train()
-    device = device_of(run.model)
+    device, halved = device_of(run.model), run.settings.precision == "bfloat16"
     total, count, rate = 0.0, 0, 0.0
     for step, batch in enumerate(batches(train, device, Place("train", epoch))):
         done = (epoch - 1) * run.steps + min(step, run.steps - 1)
         rate = learning_rate_at(done, run.settings.epochs * run.steps, run.settings)
-        logits, targets = logits_for(run.model, batch, Place("train", epoch, step))
-        loss = run.loss(logits, targets, batch.inputs)
+        with torch.autocast(device.type, torch.bfloat16, enabled=halved):
+            logits, targets = logits_for(run.model, batch, Place("train", epoch, step))
+        loss = run.loss(logits.float(), targets, batch.inputs)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise ModelError(

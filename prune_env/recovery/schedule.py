@@ -27,6 +27,7 @@ class FinetuneSettings:
         distill_weight: share of the teacher's term in the loss; unused without a teacher.
         temperature: softens both distributions in the teacher's term.
         clip_norm: largest Euclidean norm of the whole gradient.
+        precision: of the products in the forward pass, "float32" or "bfloat16" (autocast).
         seed: of everything drawn from torch's generator while tuning.
     """
 
@@ -40,6 +41,7 @@ class FinetuneSettings:
     distill_weight: float = 0.5
     temperature: float = 2.0
     clip_norm: float = math.inf
+    precision: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -47,11 +49,17 @@ class FinetuneSettings:
             raise ConfigError(
                 f"unknown optimizer '{self.optimizer}'. Choose one of {sorted(OPTIMIZERS)}."
             )
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"FinetuneSettings.precision is '{self.precision}'; choose of {sorted(PRECISIONS)}."
+            )
         for name, (holds, rule) in _RANGES.items():
             value = getattr(self, name)
             if not holds(value):
                 raise ConfigError(f"FinetuneSettings.{name} is {value}; it must be {rule}.")
 
+
+PRECISIONS = ("float32", "bfloat16")
 
 _Range = tuple[Callable[[float], bool], str]
 _FRACTION: _Range = (lambda value: 0 <= value < 1, "at least 0 and below 1")

@@ -1,0 +1,249 @@
+"""What plans are worth to an agent, and who pays for measuring them.
+
+Legend: N plans that lanes finished together, G groups, B plans measured of them, L levels.
+
+A payment turns N finished plans into N worths. `Measured` measures them all. `Practice` lets a
+surrogate answer and measures a few that look best; every measured plan refits the surrogate. Only
+measured plans are charged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.evolution import mutated
+from agents.surrogate import Strengths, Surrogate
+from prune_env import Ledger
+from prune_env.mdp.ledger import Exhausted
+from prune_env.mdp.rewards import Outcome
+from prune_env.mdp.rules import SLACK, Units, as_kept
+from prune_env.mdp.task import Kept
+
+Floats = NDArray[np.float64]
+FEWEST = 6
+"""Measured plans before a surrogate is trusted."""
+PARENTS, NEIGHBOURS = 3, 48
+"""Plans whose neighbours are looked at when the policy brings nothing new, and how many of them."""
+REFIT = 1.3
+"""Growth of the measured plans after which a surrogate's strengths are chosen anew."""
+
+
+class Account:
+    """Evaluations of a ledger, but for a reserve.
+
+    Attributes:
+        reserve: evaluations that are not to be spent yet.
+    """
+
+    def __init__(self, ledger: Ledger, reserve: float = 0.0) -> None:
+        self.ledger, self.reserve = ledger, reserve
+
+    @property
+    def left(self) -> float:
+        """Evaluations that may be spent now."""
+        return self.ledger.left - self.reserve
+
+    def measure(self, kept: Sequence[int]) -> Outcome:
+        """One charged evaluation.
+
+        Raises:
+            Exhausted: nothing but the reserve is left.
+        """
+        if self.left <= 0:
+            raise Exhausted
+        return self.ledger.measure(as_kept(kept))
+
+    def quality(self, outcome: Outcome) -> float:
+        """The reward without what it pays for cost: 0 is the dense network's quality."""
+        return -self.ledger.task.damage(outcome)
+
+    @property
+    def seen(self) -> list[Outcome]:
+        """What was measured in full, probes included."""
+        return [outcome for outcome in self.ledger.history if outcome.metrics.share == 1]
+
+
+Scale = Callable[[Floats], Floats]
+"""From qualities to worths."""
+
+
+def compression(quality_M: Floats) -> Scale:
+    """Worths with full resolution near the best quality, and logarithms far below it.
+
+    The unit is how far the better half falls behind the best. Pruned networks differ by orders of
+    magnitude; what matters is near the top.
+    """
+    top = float(quality_M.max())
+    better = np.sort(top - quality_M)[: max(2, (len(quality_M) + 1) // 2)]
+    unit = max(float(np.median(better)), 1e-4 * (abs(top) + 1e-4))
+
+    def worth(quality_N: Floats) -> Floats:
+        worths: Floats = np.arcsinh((quality_N - top) / unit)
+        return worths
+
+    return worth
+
+
+def logarithm(quality_M: Floats) -> Scale:
+    """Worths that tell losses apart by their ratio: for many budgets, where they differ by orders.
+
+    `compression` would see the best budgets alone.
+    """
+    unit = max(float(np.abs(quality_M).min()), 1e-4)
+
+    def worth(quality_N: Floats) -> Floats:
+        worths: Floats = np.arcsinh(quality_N / unit)
+        return worths
+
+    return worth
+
+
+class Measured:
+    """Every finished plan is measured.
+
+    Worths are in units of what the first plan of the ledger lost, so that they stay what they were.
+    """
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+        self._unit = max(abs(account.quality(account.ledger.history[0])), 1e-3)
+
+    def __call__(self, kept_NG: Units, budget_N: Floats) -> Floats:
+        """The worths of N plans, N charged evaluations.
+
+        Raises:
+            Exhausted: nothing but the reserve is left.
+        """
+        found = [self._account.quality(self._account.measure(kept)) for kept in kept_NG]
+        return np.arcsinh(np.array(found) / self._unit)
+
+    def potential(self, kept_NG: Units) -> Floats:
+        """Nothing is known before plans are measured."""
+        return np.zeros(len(kept_NG))
+
+
+@dataclass(frozen=True)
+class Practice:
+    """How an agent practises.
+
+    Attributes:
+        measured: plans measured of one group of finished ones.
+        rehearsals: groups that are paid by the surrogate alone, for each that is measured.
+        optimism: standard deviations added to the expected worth when plans are chosen to be
+            measured; one of the plans is chosen without.
+        scale: makes worths of qualities, from those that were measured.
+    """
+
+    measured: int = 4
+    rehearsals: int = 4
+    optimism: float = 1.0
+    scale: Callable[[Floats], Scale] = compression
+
+
+PRACTICE = Practice()
+
+
+class Practised:
+    """Finished plans are paid by a surrogate; the most promising ones are measured now and then."""
+
+    def __init__(self, account: Account, practice: Practice, seed: int) -> None:
+        self._account, self._practice = account, practice
+        self._generator = np.random.default_rng(seed)
+        self._strengths: Strengths | None = None
+        self._chosen_at, self._groups = 0, 0
+        self.surrogate: Surrogate | None = None
+        self._scale: Scale = lambda reward_N: reward_N
+
+    def __call__(self, kept_NG: Units, budget_N: Floats) -> Floats:
+        """The worths of N plans; charges those that were measured.
+
+        Raises:
+            Exhausted: nothing but the reserve is left.
+        """
+        self._groups += 1
+        if self.surrogate is None or self._groups % (self._practice.rehearsals + 1) == 0:
+            self._measure(kept_NG, budget_N)
+        if self.surrogate is None:
+            return np.zeros(len(kept_NG))
+        known = {o.kept: self._account.quality(o) for o in self._account.seen}
+        worth_N = self.surrogate(kept_NG)
+        for row, kept in enumerate(map(as_kept, kept_NG)):
+            if kept in known:
+                worth_N[row] = self._scale(np.array([known[kept]]))[0]
+        return worth_N
+
+    def potential(self, kept_NG: Units) -> Floats:
+        """What plans are worth as far as groups act alone, (N,): a table, so that it is cheap."""
+        return np.zeros(len(kept_NG)) if self.surrogate is None else self.surrogate.alone(kept_NG)
+
+    def _measure(self, kept_NG: Units, budget_N: Floats) -> None:
+        for kept in self._promising(kept_NG, budget_N):
+            self._account.measure(kept)
+        seen = self._account.seen
+        if len(seen) < FEWEST:
+            return
+        quality_M = np.array([self._account.quality(outcome) for outcome in seen])
+        self._scale = self._practice.scale(quality_M)
+        if len(seen) >= REFIT * self._chosen_at:
+            self._strengths, self._chosen_at = None, len(seen)
+        rules = self._account.ledger.task.rules
+        kept_MG = np.array([outcome.kept for outcome in seen])
+        self.surrogate = Surrogate.fit(rules, kept_MG, self._scale(quality_M), self._strengths)
+        self._strengths = self.surrogate.strengths
+
+    def _promising(self, kept_NG: Units, budget_N: Floats) -> list[Kept]:
+        """New plans, the most promising first; before there is a surrogate the first ones.
+
+        Promising is what may beat the best plan that is known at its budget. Where the policy has
+        settled and brings too few, those a trade away from the best measured plans stand in.
+        """
+        known = {outcome.kept for outcome in self._account.seen}
+        wanted, pairs = self._practice.measured, zip(map(as_kept, kept_NG), budget_N, strict=True)
+        fresh = {kept: float(budget) for kept, budget in pairs if kept not in known}
+        if self.surrogate is not None and len(fresh) < wanted:
+            for kept, budget in self._neighbours(budget_N):
+                if kept not in known:
+                    fresh.setdefault(kept, budget)
+        found = list(fresh)
+        if self.surrogate is None or not found:  # a search must go on, even if it repeats itself
+            return (found or [as_kept(kept_NG[0])])[:wanted]
+        plans = np.array(found)
+        gain = self.surrogate(plans) - self._front(np.array([*fresh.values()]))
+        doubt = self.surrogate.spread(plans)
+        order = np.argsort(-(gain + self._practice.optimism * doubt), kind="stable")
+        order = np.concatenate([[gain.argmax()], order])
+        return [found[place] for place in dict.fromkeys(order.tolist())][:wanted]
+
+    def _front(self, budget_N: Floats) -> Floats:
+        """Worths of the best plans measured within these budgets, interpolated between plans."""
+        cost_M, quality_M = self._measured()
+        order = np.argsort(cost_M, kind="stable")
+        best_M = np.maximum.accumulate(self._scale(quality_M)[order])
+        ahead = np.flatnonzero(np.diff(best_M, prepend=-np.inf) > 0)
+        return np.interp(budget_N, cost_M[order][ahead], best_M[ahead])
+
+    def _neighbours(self, budget_N: Floats) -> list[tuple[Kept, float]]:
+        """Plans some trades away from the best ones within the lanes' budgets, with these."""
+        seen, (cost_M, quality_M) = self._account.seen, self._measured()
+        order, budgets = np.argsort(-quality_M, kind="stable"), np.unique(budget_N).tolist()
+        task, found = self._account.ledger.task, []
+        best = {budget: order[cost_M[order] <= budget + SLACK][:PARENTS] for budget in budgets}
+        for n in range(NEIGHBOURS):
+            budget = budgets[n % len(budgets)]
+            if len(parents := best[budget]):
+                parent = seen[parents[n // len(budgets) % len(parents)]].kept
+                found.append((mutated(task.at(budget), parent, self._generator), budget))
+        return found
+
+    def _measured(self) -> tuple[Floats, Floats]:
+        """Costs and qualities of the measured plans."""
+        seen, rules = self._account.seen, self._account.ledger.task.rules
+        cost_M = rules.ratio(np.array([outcome.kept for outcome in seen]))
+        return cost_M, np.array([self._account.quality(outcome) for outcome in seen])
+
+
+Payment = Measured | Practised
