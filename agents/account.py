@@ -220,7 +220,7 @@ class Practised:
 
     def _front(self, budget_N: Floats) -> Floats:
         """Worths of the best plans measured within these budgets, interpolated between plans."""
-        cost_M, quality_M = self._measured()
+        cost_M, quality_M = self._known()
         order = np.argsort(cost_M, kind="stable")
         best_M = np.maximum.accumulate(self._scale(quality_M)[order])
         ahead = np.flatnonzero(np.diff(best_M, prepend=-np.inf) > 0)
@@ -228,7 +228,7 @@ class Practised:
 
     def _neighbours(self, budget_N: Floats) -> list[tuple[Kept, float]]:
         """Plans some trades away from the best ones within the lanes' budgets, with these."""
-        seen, (cost_M, quality_M) = self._account.seen, self._measured()
+        seen, (cost_M, quality_M) = self._account.seen, self._known()
         order, budgets = np.argsort(-quality_M, kind="stable"), np.unique(budget_N).tolist()
         task, found = self._account.ledger.task, []
         best = {budget: order[cost_M[order] <= budget + SLACK][:PARENTS] for budget in budgets}
@@ -239,7 +239,7 @@ class Practised:
                 found.append((mutated(task.at(budget), parent, self._generator), budget))
         return found
 
-    def _measured(self) -> tuple[Floats, Floats]:
+    def _known(self) -> tuple[Floats, Floats]:
         """Costs and qualities of the measured plans."""
         seen, rules = self._account.seen, self._account.ledger.task.rules
         cost_M = rules.ratio(np.array([outcome.kept for outcome in seen]))

@@ -119,9 +119,10 @@ def sensitivity_measured(ledger: Ledger, seed: int) -> None:
 def measured_path(ledger: Ledger, evaluations: float) -> Path:
     """A path from groups measured alone, within so many evaluations."""
     task, whole = ledger.task, ledger.task.rules.most_G
-    per_group = int(min(len(ALONE), evaluations // task.length))
+    per_group = int(min(len(ALONE), (evaluations - 1) // task.length))
     if per_group < 1:
         return predicted_path(task)
+    nothing = task.damage(ledger.probe(whole.tolist()))  # a repair on few samples costs something
     losses = []
     for number, group in enumerate(task.groups):
         known = {group.levels[-1]: 0.0}
@@ -130,7 +131,7 @@ def measured_path(ledger: Ledger, evaluations: float) -> Path:
             if level not in known:
                 kept = whole.tolist()
                 kept[number] = level
-                known[level] = max(0.0, task.damage(ledger.probe(kept)))
+                known[level] = max(0.0, task.damage(ledger.probe(kept)) - nothing)
         losses.append(_between(group.levels, known, expected_loss(task, number)))
     return greedy_path(task.rules, losses)
 

@@ -1,0 +1,132 @@
+"""Lanes and payments: what agents are paid, and who is charged for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.account import Account, Measured, Practice, Practised, compression
+from agents.lanes import Help, Lanes, Plans, Walks, absolute, at_the_end, group_relative
+from prune_env import Ledger, PruningTask
+from prune_env.mdp.ledger import Exhausted
+from prune_env.mdp.path import beside
+from prune_env.mdp.task import FEATURES, State
+from prune_env.testing import toy_task
+
+TARGETS = [0.2, 0.5, 0.6, 0.3]
+
+
+def task_and_ledger(limit: int = 200, budget: float = 0.6) -> tuple[PruningTask, Ledger]:
+    task = toy_task(target=TARGETS, budget=budget)
+    ledger = Ledger(task, limit)
+    ledger.measure(task.decode([0.0] * task.length))
+    return task, ledger
+
+
+def played(lanes: Lanes, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of the rewards of one episode of every lane, and whether all ended at its end."""
+    generator = np.random.default_rng(seed)
+    lanes.reset()
+    total, done = np.zeros(lanes.num_envs), np.zeros(lanes.num_envs, bool)
+    while not done.any():
+        shape = (lanes.num_envs, *lanes.action_space.shape)
+        seen, paid, done, infos = lanes.step(generator.uniform(-0.5, 0.5, shape))
+        assert seen.shape == (lanes.num_envs, *lanes.observation_space.shape)
+        assert lanes.observation_space.contains(seen[0])
+        total += paid
+    assert all(info["terminal_observation"].shape == seen[0].shape for info in infos)
+    return total, done
+
+
+@pytest.mark.parametrize("kind", [Walks, Plans])
+def test_measured_lanes_charge_every_plan_and_pay_what_it_is_worth(kind: type[Lanes]) -> None:
+    task, ledger = task_and_ledger()
+    lanes = kind(task, Measured(Account(ledger)), 6, Help(at_the_end, absolute))
+    assert isinstance(lanes, VecEnv)
+    total, done = played(lanes, 0)
+    assert done.all()
+    assert ledger.spent == 1 + 6
+    unit = -ledger.history[0].reward
+    wanted = [np.arcsinh(outcome.reward / unit) for outcome in ledger.history[1:]]
+    assert total == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Walks, Plans])
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_credit_moves_pay_between_steps_but_not_the_order_of_plans(
+    kind: type[Lanes], seed: int
+) -> None:
+    """Potential-based shaping: an episode is paid its plan's worth beyond the start's potential."""
+    totals = []
+    for help in (Help(standing=absolute), Help(at_the_end, absolute)):
+        task, ledger = task_and_ledger()
+        payment = Practised(Account(ledger), Practice(measured=8, rehearsals=2), seed=0)
+        lanes = kind(task, payment, 12, help)
+        for number in range(3):
+            played(lanes, number)
+        assert payment.surrogate is not None
+        totals.append(played(lanes, seed)[0])
+    shaped, plain = totals
+    assert shaped - shaped.mean() == pytest.approx(plain - plain.mean(), abs=1e-5)
+
+
+def test_a_group_is_ranked_among_itself() -> None:
+    worth_N = np.array([1.0, 2.0, 6.0])
+    assert group_relative(worth_N).tolist() == [-2.0, -1.0, 3.0]
+    assert absolute(worth_N) is worth_N
+
+
+def test_practice_charges_only_what_it_measures() -> None:
+    task, ledger = task_and_ledger()
+    practice = Practice(measured=3, rehearsals=4)
+    lanes = Plans(task, Practised(Account(ledger), practice, seed=0), 16)
+    charged = []
+    for number in range(20):
+        played(lanes, number)
+        charged.append(ledger.spent)
+    first = charged.index(next(c for c in charged if c >= 6))  # a surrogate needs a few plans
+    steps = np.diff(charged[first:])
+    assert set(steps.tolist()) == {0, 3}
+    assert (steps > 0).sum() == pytest.approx(len(steps) / 5, abs=1)
+    plans = [outcome.kept for outcome in ledger.history]
+    assert len(set(plans)) == len(plans), "what is known was measured again"
+
+
+def test_the_reserve_is_not_spent() -> None:
+    _, ledger = task_and_ledger(limit=5)
+    account = Account(ledger, reserve=1.0)
+    for _ in range(3):
+        account.measure(ledger.history[0].kept)
+    with pytest.raises(Exhausted):
+        account.measure(ledger.history[0].kept)
+    assert ledger.left == 1
+
+
+def test_a_walk_in_lanes_is_a_walk_of_the_task() -> None:
+    task, ledger = task_and_ledger()
+    lanes = Walks(task, Measured(Account(ledger)), 5)
+    actions_GN = np.random.default_rng(0).uniform(-1, 1, (task.length, 5)).astype(np.float32)
+    seen = lanes.reset()
+    assert seen.shape == (5, len(FEATURES))
+    for actions_N in actions_GN:
+        lanes.step(actions_N[:, None])
+    for lane in range(5):
+        state = State()
+        for action in actions_GN[:, lane]:
+            state = task.advance(state, float(beside(np.array(task.prior(state)), action)))
+        assert ledger.history[1 + lane].kept == state.kept
+
+
+def test_compression_keeps_the_order_and_is_finest_at_the_top() -> None:
+    quality = -np.array([0.1, 0.11, 0.13, 0.5, 5.0])
+    worth = compression(quality)(quality)
+    assert worth[0] == 0
+    assert (np.diff(worth) < 0).all()
+    near, far = compression(quality)(np.array([-0.12, -4.0])) - compression(quality)(
+        np.array([-0.13, -4.01])
+    )
+    assert near > 20 * far
