@@ -24,11 +24,12 @@ from toys import asked_of, tasks
 
 import prune_env
 from prune_env.errors import BudgetError, ConfigError, PruneEnvError
-from prune_env.mdp.env import PlanEnv, PlanningEnv, PruneEnv, ResidualAction, ShapedReward
+from prune_env.mdp.env import PlanEnv, PlanningEnv, PruneEnv
 from prune_env.mdp.losses import expected_losses, expected_worth
 from prune_env.mdp.path import path_of
 from prune_env.mdp.registry import TASKS, make_task, register_task
 from prune_env.mdp.task import FEATURES, PruningTask, State
+from prune_env.mdp.wrappers import ResidualAction, ShapedReward
 from prune_env.testing import toy_inputs, toy_model, toy_task
 
 ID = "PruneEnv/Layerwise-v0"

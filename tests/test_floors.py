@@ -19,7 +19,13 @@ FLOORS = {
     "experiments": 7,
 }  # fmt: skip
 HOMES = {
-    "gymnasium": {"prune_env/mdp/env.py", "prune_env/mdp/vector.py", "agents/", "experiments/"},
+    "gymnasium": {
+        "prune_env/mdp/env.py",
+        "prune_env/mdp/vector.py",
+        "prune_env/mdp/wrappers.py",
+        "agents/",
+        "experiments/",
+    },
     "stable_baselines3": {"agents/"},
     "sb3_contrib": {"agents/"},
     "optuna": {"agents/optuna_search.py"},
