@@ -43,6 +43,7 @@ SEARCHERS: dict[str, str] = {
     "td3": "agents.sb3:td3",
     "ddpg": "agents.sb3:ddpg",
     "tqc": "agents.sb3:tqc",
+    "screened": "agents.screening:screened",
     "tpe": "agents.optuna_search:tpe",
     "cmaes": "agents.optuna_search:cma_es",
 }

@@ -92,9 +92,7 @@ def test_a_cost_of_repair_that_every_plan_pays_does_not_move_the_allocation() ->
 @pytest.mark.parametrize("name", PATHS)
 @given(budget=st.floats(0.2, 1.0), seed=st.integers(0, 100))
 @settings(max_examples=25)
-def test_every_path_meets_every_budget_and_wastes_none(
-    name: str, budget: float, seed: int
-) -> None:
+def test_every_path_meets_every_budget_and_wastes_none(name: str, budget: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     task = toy_task(budget=budget)
     scores = {group.name: torch.rand(20, generator=generator) for group in task.groups}
