@@ -88,20 +88,6 @@ def compression(quality_M: Floats) -> Scale:
     return worth
 
 
-def logarithm(quality_M: Floats) -> Scale:
-    """Worths that tell losses apart by their ratio: for many budgets, where they differ by orders.
-
-    `compression` would see the best budgets alone.
-    """
-    unit = max(float(np.abs(quality_M).min()), 1e-4)
-
-    def worth(quality_N: Floats) -> Floats:
-        worths: Floats = np.arcsinh(quality_N / unit)
-        return worths
-
-    return worth
-
-
 class Measured:
     """Every finished plan is measured.
 
@@ -135,13 +121,11 @@ class Practice:
         rehearsals: groups that are paid by the surrogate alone, for each that is measured.
         optimism: standard deviations added to the expected worth when plans are chosen to be
             measured; one of the plans is chosen without.
-        scale: makes worths of qualities, from those that were measured.
     """
 
     measured: int = 4
     rehearsals: int = 4
     optimism: float = 1.0
-    scale: Callable[[Floats], Scale] = compression
 
 
 PRACTICE = Practice()
@@ -187,7 +171,7 @@ class Practised:
         if len(seen) < FEWEST:
             return
         quality_M = np.array([self._account.quality(outcome) for outcome in seen])
-        self._scale = self._practice.scale(quality_M)
+        self._scale = compression(quality_M)
         if len(seen) >= REFIT * self._chosen_at:
             self._strengths, self._chosen_at = None, len(seen)
         rules = self._account.ledger.task.rules

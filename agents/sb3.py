@@ -13,7 +13,7 @@ import io
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
@@ -29,7 +29,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from agents.account import PRACTICE, Account, Measured, Payment, Practice, Practised
 from agents.allocators import best_prior
 from agents.lanes import HELP, Array, Budgets, Floats, Help, Lanes, Plans, Walks
-from agents.settings import LANES, SPREAD, settings
+from agents.settings import SPREAD, lanes_of, settings
 from prune_env import Ledger
 from prune_env.errors import ConfigError
 from prune_env.mdp.ledger import Exhausted
@@ -70,7 +70,7 @@ class Course:
         prior: measures what it needs and gives the path that offsets start from.
         practice: on a surrogate, or None: every plan is measured.
         help: how steps and plans are paid.
-        lanes: episodes in lockstep.
+        lanes: episodes in lockstep; 0: as many as suit the agent, see agents/settings.py.
         budgets: makes the draw of budgets from the search's seed; None is the task's budget.
         policy: a saved policy to go on from.
         finals: budgets of the deterministic policy's plans, measured last; none: the task's alone.
@@ -79,7 +79,7 @@ class Course:
     prior: Callable[[Ledger], Path] = best_prior
     practice: Practice | None = PRACTICE
     help: Help = HELP
-    lanes: int = LANES
+    lanes: int = 0
     budgets: Callable[[int], Budgets] | None = None
     policy: FilePath | None = None
     finals: tuple[float, ...] = ()
@@ -96,6 +96,7 @@ def learn(name: str, ledger: Ledger, seed: int, course: Course = COURSE) -> None
     states of the process are left as they were.
     """
     account, kind, finals = Account(ledger), AGENTS[name], course.finals or (ledger.task.budget,)
+    course = replace(course, lanes=course.lanes or lanes_of(name, ledger.task.length))
     task = ledger.task.around(course.prior(ledger))
     account.reserve = float(len(finals))
     payment = _payment(account, course, seed)

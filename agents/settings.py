@@ -19,6 +19,8 @@ from stable_baselines3.common.utils import LinearSchedule
 Settings = dict[str, Any]
 LANES = 32
 """Episodes in lockstep."""
+FEW = 10
+"""Groups that `LANES` plans tell apart."""
 SPREAD = 0.14
 """First standard deviation of an action; it changes what a group keeps by a factor of 1.3."""
 
@@ -37,11 +39,17 @@ def ppo(length: int, lanes: int) -> Settings:
 
 
 def ppo_plan(length: int, lanes: int) -> Settings:
-    """All groups in one action: a bandit, whose policy is little more than a mean per group."""
+    """All groups in one action: a bandit, whose policy is little more than a mean per group.
+
+    With many groups each one's share in the worth of a plan is harder to see: first plans stray
+    less from the prior, so that the whole of a plan strays as far, and the mean moves slower.
+    """
+    slower = 1.0 / math.sqrt(crowd(length))
     return {
         "gamma": 1.0, "gae_lambda": 1.0, "n_steps": 1, "batch_size": max(2, lanes),
-        "n_epochs": 8, "learning_rate": LinearSchedule(2e-2, 4e-3, 1.0), "ent_coef": 0.0,
-        "policy_kwargs": {**_gaussian(), "net_arch": []},
+        "n_epochs": 8, "ent_coef": 0.0,
+        "learning_rate": LinearSchedule(2e-2 * slower, 4e-3 * slower, 1.0),
+        "policy_kwargs": {"log_std_init": math.log(SPREAD * slower), "net_arch": []},
     }  # fmt: skip
 
 
@@ -78,6 +86,16 @@ def td3(length: int, lanes: int) -> Settings:
 SETTINGS: dict[str, Callable[[int, int], Settings]] = {
     "ppo": ppo, "ppo_plan": ppo_plan, "a2c": a2c, "sac": sac, "td3": td3, "ddpg": td3, "tqc": tqc,
 }  # fmt: skip
+
+
+def crowd(length: int) -> float:
+    """How many times as many groups as the few that one group of plans tells apart."""
+    return max(1.0, length / FEW)
+
+
+def lanes_of(name: str, length: int) -> int:
+    """Episodes in lockstep that suit an agent; more where whole plans have many groups."""
+    return LANES * round(crowd(length)) if name == "ppo_plan" else LANES
 
 
 def settings(name: str, length: int, lanes: int) -> Settings:
