@@ -57,6 +57,9 @@ class CompareConfig:
         "1", "kept units of a group are a multiple of this; by layer: 'layer1*=2,layer2*=4'"
     )
     seed: int = option(0, "seed of the task; the searches have seeds of their own")
+    init_policy: str = option(
+        "", "policy.zip of a search, that the agents among the searchers go on from", added=True
+    )
     searchers: tuple[str, ...] = option(
         ("uniform", "global", "random", "ppo"), "comma separated", identity=False
     )

@@ -17,19 +17,23 @@ from experiments.cli import config_error, main_guard, parse
 __all__ = ["RunConfig", "digest_of", "main_guard", "parse"]
 
 
-def option(default: Any, help: str, *, identity: bool = True) -> Any:
-    """A field with its help; `identity=False` keeps it out of the digest."""
-    return field(default=default, metadata={"help": help, "identity": identity})
+def option(default: Any, help: str, *, identity: bool = True, added: bool = False) -> Any:
+    """A field with its help; `identity=False` keeps it out of the digest.
+
+    `added=True` keeps its default out: what was made before there was the field is found again.
+    """
+    return field(default=default, metadata={"help": help, "identity": identity, "added": added})
 
 
 def digest_of(config: Any) -> str:
     """Ten hex digits over every field that decides a run's result."""
-    facts = {f.name: getattr(config, f.name) for f in fields(config) if _is_identity(f)}
+    facts = {f.name: getattr(config, f.name) for f in fields(config) if _decides(config, f)}
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
 
-def _is_identity(entry: Field[Any]) -> bool:
-    return bool(entry.metadata.get("identity", True))
+def _decides(config: Any, entry: Field[Any]) -> bool:
+    late = entry.metadata.get("added") and getattr(config, entry.name) == entry.default
+    return bool(entry.metadata.get("identity", True)) and not late
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class RunConfig:
     )
     evaluations: int = option(200, "plans that each searcher may measure")
     seed: int = option(0, "seed of everything random")
+    init_policy: str = option("", "policy.zip of a search by the same agent, to go on from")
 
     criterion: str = option("obs", "what makes a unit worth keeping")
     repair: str = option(

@@ -45,12 +45,14 @@ def run(config: RunConfig, folder: Path, command: str) -> dict[str, Any]:
     import torch
 
     from experiments import stages
+    from experiments.courses import continuing
     from experiments.directory import once
     from experiments.quality import ACCURACY
     from prune_env import PruningTask
 
     if config.threads:
         torch.set_num_threads(config.threads)
+    continuing(config.searcher, config.init_policy)  # says what is wrong before anything is trained
     project = stages.open_project(config, folder)
     task = project if isinstance(project, PruningTask) else project.task
     yardstick = ACCURACY if isinstance(project, PruningTask) else project.yardstick
@@ -92,7 +94,8 @@ def _log(config: RunConfig, folder: Path, task: Any, name: str, baselines: dict[
     from agents.callbacks import TensorBoardLog
     from experiments.directory import identity
 
-    return TensorBoardLog(folder / "tensorboard" / name, task, baselines, identity(config))
+    facts = {**identity(config), "searcher": name}
+    return TensorBoardLog(folder / "tensorboard" / name, task, baselines, facts)
 
 
 def _results(

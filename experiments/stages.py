@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from agents.search import SearchResult, run_search
+from agents.search import SearchResult
 from experiments.config import RunConfig
+from experiments.courses import Search, continuing, run_course
 from experiments.data import CropFlip, load_splits, loader
 from experiments.directory import once
 from experiments.models import build_model, load_weights
@@ -139,7 +140,8 @@ def search(
     listener: Any = None,
 ) -> SearchResult:
     """Let one searcher spend its evaluations; one-shot allocators spend one."""
-    label = f"search {name}"
+    label, policy = f"search {name}", config.init_policy if name == config.searcher else ""
+    chosen = Search(name, config.evaluations, config.seed, continuing(name, policy))
     with progress(label, config.evaluations, "episodes", config.progress) as bar:
 
         def tell(ledger: Ledger, outcome: Outcome) -> None:
@@ -147,9 +149,7 @@ def search(
             if listener is not None:
                 listener(ledger, outcome)
 
-        return run_search(
-            task, name, config.evaluations, config.seed, folder / "search" / name, on_outcome=tell
-        )
+        return run_course(task, chosen, folder / "search" / name, on_outcome=tell)
 
 
 def tuning_settings(config: RunConfig, project: Project) -> FinetuneSettings:

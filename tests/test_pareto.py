@@ -1,0 +1,302 @@
+"""Laws of a front: one search of many budgets, charged like several, resumable, honest."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents.account import Account, Practice, Practised
+from agents.allocators import PATHS, plan_of
+from agents.sb3 import learn
+from experiments import compare, compare_task
+from experiments.front import MANY, POLICY, SINGLE, ratios, verdict
+from experiments.many import best_within, course_of, drawn, front_prior
+from experiments.pareto import main
+from experiments.pareto_config import ParetoConfig
+from prune_env import Ledger
+from prune_env.errors import ConfigError
+from prune_env.mdp.rules import SLACK
+from prune_env.mdp.task import PruningTask
+from prune_env.testing import toy_task
+
+EVALUATIONS, BUDGETS, FRONT = 15, (0.6, 0.4), (0.4, 0.5, 0.7)
+ASKED = (0.4, 0.5, 0.6, 0.7)
+TARGETS = [0.6, 0.2, 0.5, 0.1]
+
+
+def uneven(**options: Any) -> PruningTask:
+    return toy_task(target=TARGETS, **options)
+
+
+def written(numbers: tuple[float, ...]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def arguments(runs: Path, *more: str) -> list[str]:
+    return [
+        "--task", f"{__name__}:uneven", "--evaluations", str(EVALUATIONS), "--runs", str(runs),
+        "--budgets", written(BUDGETS), "--front", written(FRONT), *more,
+    ]  # fmt: skip
+
+
+def shown(capsys: pytest.CaptureFixture[str], argv: list[str]) -> dict[str, Any]:
+    """What the last line says."""
+    assert main(argv) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return result
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    assert main(arguments(runs, "--out", str(runs / "out" / "toy"))) == 0
+    return runs
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The plans that are measured from now on."""
+    plans: list[tuple[int, ...]] = []
+    outcome = PruningTask.outcome
+
+    def count(task: PruningTask, kept: Any, rival: Any = None) -> Any:
+        plans.append(tuple(kept))
+        return outcome(task, kept, rival)
+
+    monkeypatch.setattr(PruningTask, "outcome", count)
+    return plans
+
+
+def many_folder(runs: Path) -> Path:
+    (folder,) = runs.glob("compare-*/many/ppo-*")
+    return folder
+
+
+def test_a_front_has_every_series_at_every_budget(finished: Path) -> None:
+    results = json.loads((finished / "out" / "toy.json").read_text())
+    assert [row["budget"] for row in results["rows"]] == list(ASKED)
+    for row in results["rows"]:
+        names = {"uniform", "sensitivity", MANY, POLICY}
+        assert set(row["series"]) == names | ({SINGLE} if row["budget"] in BUDGETS else set())
+        assert row["series"][MANY]["kl"][0] <= row["series"][POLICY]["kl"][0]
+    assert set(results["ratios"]) == {"0.4", "0.6"}
+    assert "geometric mean" in results["verdict"]
+    assert results["settings"]["front"] == list(FRONT)
+
+
+def test_the_search_of_many_budgets_is_charged_like_the_single_ones(finished: Path) -> None:
+    figures = json.loads((many_folder(finished) / "figures.json").read_text())
+    charge = len(BUDGETS) * EVALUATIONS
+    assert figures["evaluations"] == len(figures["kl"]) == charge
+    assert len((many_folder(finished) / "journal.jsonl").read_text().splitlines()) == charge
+    for row in (*figures["front"], *figures["policy"]):
+        assert row["cost"] <= row["budget"] + SLACK
+    assert (many_folder(finished) / "policy.zip").exists()
+
+
+def test_the_picture_is_on_every_page(finished: Path) -> None:
+    assert "](figures/toy.svg)" in (finished / "out" / "toy.md").read_text()
+    assert (finished / "out" / "figures" / "toy.svg").read_text().startswith("<?xml")
+    (page,) = finished.glob("compare-*/many/pareto.html")
+    assert "data:image/svg+xml" in page.read_text()
+
+
+def test_a_killed_search_goes_on_and_a_finished_front_opens_nothing(
+    finished: Path,
+    capsys: pytest.CaptureFixture[str],
+    counted: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before, folder = json.loads((finished / "out" / "toy.json").read_text()), many_folder(finished)
+    (folder / "figures.json").unlink()
+    (folder / "search.json").unlink()
+    lines = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
+    (folder / "journal.jsonl").write_text("".join(lines[:17]) + lines[17][:5])
+    assert shown(capsys, arguments(finished))["rows"] == before["rows"]
+    assert len(counted) == len(lines) - 17
+
+    def opened(config: Any) -> Any:
+        raise AssertionError("the task was opened")
+
+    monkeypatch.setattr(compare_task, "_opened", opened)
+    assert shown(capsys, arguments(finished))["rows"] == before["rows"]
+
+
+def test_a_comparison_finds_the_single_searches(
+    finished: Path, counted: list[tuple[int, ...]]
+) -> None:
+    same = [word for word in arguments(finished) if word not in ("--front", written(FRONT))]
+    assert compare.main([*same, "--searchers", "uniform,ppo", "--seeds", "1"]) == 0
+    assert counted == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--front", "1.2"], "--front is 1.2"),
+        (["--front", ""], "--front is empty"),
+        (["--agent", "uniform"], "'uniform' has no policy"),
+        (["--evaluations", "7"], "too few"),
+        (["--front", "0.0001"], "cannot be reached"),
+        (["--searchers", "unifrom"], "uniform"),
+        (["--budget", "0.5"], "--budgets"),
+    ],
+)
+def test_bad_input_ends_with_status_2(
+    wrong: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments(tmp_path), *wrong]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.rglob("journal.jsonl"))
+
+
+def test_the_folder_is_that_of_a_comparison() -> None:
+    ours, theirs = ParetoConfig(), compare.CompareConfig()
+    assert ours.folder == theirs.folder
+    assert ParetoConfig(front=(0.9,), agent="sac").folder == theirs.folder
+    assert ours.asked == (0.3, 0.36, 0.42, 0.5, 0.56, 0.62, 0.7, 0.8)
+    assert (ours.charge, ours.wide.budgets) == (600, ours.asked)
+    with pytest.raises(ConfigError, match="--front"):
+        ParetoConfig(front=(0.5, 0.0))
+
+
+# --- how many budgets are learned ----------------------------------------------------------------
+
+
+@given(
+    asked=st.lists(st.floats(0.1, 1.0), min_size=1, max_size=9, unique=True),
+    count=st.integers(1, 40),
+    seed=st.integers(0, 99),
+)
+def test_half_of_the_budgets_are_those_asked_for(asked: list[float], count: int, seed: int) -> None:
+    draw, again = drawn(asked, seed), drawn(asked, seed)
+    for _ in range(2):
+        budgets = draw(count)
+        assert budgets.shape == (count,)
+        assert min(asked) <= budgets.min() <= budgets.max() <= max(asked)
+        assert np.isin(budgets, asked).sum() >= count - count // 2
+        assert np.array_equal(budgets, again(count))
+
+
+def test_the_prior_loses_least_over_the_budgets() -> None:
+    task = uneven(budget=0.7)
+    ledger = Ledger(task, 50)
+    chosen = front_prior(ASKED, ledger)
+
+    def lost(path: Any) -> float:
+        twins = [task.at(budget) for budget in (0.4, 0.6, 0.7)]
+        return float(
+            np.sum([np.log(task.damage(task.outcome(plan_of(twin, path)))) for twin in twins])
+        )
+
+    assert lost(chosen) == pytest.approx(min(lost(make(task)) for make in PATHS.values()))
+    assert ledger.spent <= 3 * len(PATHS)
+    assert len({outcome.kept for outcome in ledger.history}) == ledger.spent
+
+
+def searched(course: Any, evaluations: int, budget: float) -> tuple[PruningTask, Ledger]:
+    task = uneven(budget=budget, width=40)
+    ledger = Ledger(task, evaluations)
+    ledger.run(partial(learn, "ppo", course=course), 0)
+    return task, ledger
+
+
+def test_plans_of_every_budget_are_measured_and_the_policy_is_asked_for_each() -> None:
+    task, ledger = searched(course_of(ASKED), 72, ASKED[-1])
+    cost = task.rules.ratio(np.array([outcome.kept for outcome in ledger.history]))
+    counts, _ = np.histogram(cost[12:], bins=3, range=(0.35, 0.7))
+    assert counts.min() >= 8, counts
+    assert ledger.spent == 72
+    for budget, left in zip(ASKED, cost[-len(ASKED) :], strict=True):
+        assert budget - 0.04 < left <= budget + SLACK
+
+
+def test_best_within_is_the_least_damage_at_that_cost() -> None:
+    task, ledger = searched(course_of(ASKED), 30, ASKED[-1])
+    cost = [float(task.costs.ratio(outcome.kept, task.on)) for outcome in ledger.history]
+    best = [best_within(task, ledger.history, cost, budget) for budget in ASKED]
+    damages = [task.damage(outcome) for outcome in best]
+    assert damages == sorted(damages, reverse=True)
+
+
+class Known:
+    """A surrogate that expects the same of every plan."""
+
+    def __call__(self, kept_NG: Any) -> Any:
+        return np.zeros(len(kept_NG))
+
+    def spread(self, kept_NG: Any) -> Any:
+        return np.full(len(kept_NG), 0.1)
+
+
+def practised(budgets: tuple[float, ...]) -> tuple[PruningTask, Any]:
+    """A payment that has seen one plan of each budget."""
+    task = uneven(budget=budgets[-1], width=40)
+    ledger = Ledger(task, 50)
+    for budget in budgets:
+        ledger.measure(task.at(budget).decode([0.0] * task.length))
+    payment: Any = Practised(Account(ledger), Practice(measured=1), 0)
+    payment.surrogate = Known()
+    return task, payment
+
+
+def test_promising_is_what_beats_the_best_plan_of_its_own_budget() -> None:
+    """Expected alike, the plan of the smallest budget gains most, wherever it stands."""
+    task, payment = practised((0.3, 0.8))
+    budget_N = np.array([0.8, 0.55, 0.3, 0.7])
+    plans: list[Any] = [task.at(b).decode([0.1, 0.0, 0.2, 0.0]) for b in budget_N]
+    assert payment._promising(np.array(plans), budget_N) == [plans[2]]
+    low, middle, high = payment._front(np.array([0.3, 0.55, 0.8]))
+    assert low < middle < high
+
+
+def test_neighbours_stand_in_at_all_budgets() -> None:
+    task, payment = practised((0.3, 0.5, 0.8))
+    budget_N = np.array([0.3, 0.3, 0.5, 0.8])
+    found = payment._neighbours(budget_N)
+    assert {budget for _, budget in found} == {0.3, 0.5, 0.8}
+    for kept, budget in found:
+        assert task.at(budget).within_budget(kept)
+
+
+# --- what the page says --------------------------------------------------------------------------
+
+
+def row(budget: float, many: float, single: float | None = None) -> dict[str, Any]:
+    series = {MANY: {"kl": [many]}, POLICY: {"kl": [2 * many]}}
+    return {
+        "budget": budget,
+        "series": series | ({SINGLE: {"kl": [single]}} if single is not None else {}),
+    }
+
+
+def test_the_verdict_counts_budgets_with_a_single_search() -> None:
+    rows = [row(0.3, 0.2, 0.1), row(0.4, 0.1), row(0.5, 0.05, 0.1), row(0.7, 0.0101, 0.01)]
+    assert ratios(rows) == pytest.approx({0.3: 2.0, 0.5: 0.5, 0.7: 1.01})
+    said = verdict(rows)
+    for part in ("2.000 at 30 %", "0.500 at 50 %", "1 of 3 budgets", "worse at 2."):
+        assert part in said
+
+
+def test_help_is_quick_to_import() -> None:
+    code = (
+        "import sys, experiments.pareto as r, experiments.transfer as t\n"
+        "for main in (r.main, t.main):\n"
+        "    try: main(['--help'])\n"
+        "    except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--front" in done.stdout
+    assert "--source" in done.stdout
