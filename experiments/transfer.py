@@ -49,6 +49,7 @@ def compared(config: TransferConfig, command: str) -> dict[str, Any]:
         PruneEnvError: an unknown task or searcher, an unreachable budget, a policy that does not
             fit, or a search that fails.
     """
+    from agents.search import searcher_named
     from experiments.compare_job import run_job
     from experiments.compare_task import facts_of
     from experiments.courses import require_agent
@@ -58,6 +59,8 @@ def compared(config: TransferConfig, command: str) -> dict[str, Any]:
     from experiments.transferred import Transfer, policy_of, run_transfer
 
     require_agent(config.agent)
+    for name in config.searchers:
+        searcher_named(name)
     sources = _sources(config)
     require_found(dict(zip(sources, mapped(run_job, sources, config.processes), strict=True)))
     target, agent = config.target(), config.agent
