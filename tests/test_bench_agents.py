@@ -127,8 +127,9 @@ def test_evaluations_are_timed_on_a_fresh_cache_after_every_level_was_built() ->
     levels = max(len(group.levels) for group in busy(budget=0.5).groups)
     assert ["built"] * levels + ["forgotten"] * 4 == CALLS
     for row in rows:
-        assert row["processor"]["share"]["evaluation"] > 0.8
-        assert row["processor"]["per_second"] < 1 / BUSY
+        processor = row["processor"]  # bounds that hold on a machine of any speed
+        assert processor["share"]["evaluation"] * processor["seconds"] >= BUSY * row["plans"]
+        assert processor["per_second"] < 1 / BUSY
 
 
 @pytest.mark.parametrize(
