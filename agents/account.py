@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.evolution import mutated
+from agents.settings import crowd
 from agents.surrogate import Strengths, Surrogate
 from prune_env import Ledger
 from prune_env.mdp.ledger import Exhausted
@@ -26,8 +27,8 @@ from prune_env.mdp.task import Kept
 Floats = NDArray[np.float64]
 FEWEST = 6
 """Measured plans before a surrogate is trusted."""
-PARENTS, NEIGHBOURS = 3, 48
-"""Plans whose neighbours are looked at when the policy brings nothing new, and how many of them."""
+PARENTS, NEIGHBOURS, LEAST = 3, 48, 12
+"""Plans of a budget whose neighbours are looked at; how many of these, and of a budget at least."""
 REFIT = 1.3
 """Growth of the measured plans after which a surrogate's strengths are chosen anew."""
 
@@ -138,7 +139,7 @@ class Practised:
         self._account, self._practice = account, practice
         self._generator = np.random.default_rng(seed)
         self._strengths: Strengths | None = None
-        self._chosen_at, self._groups = 0, 0
+        self._chosen_at, self._groups, self._measurements = 0, 0, 0
         self.surrogate: Surrogate | None = None
         self._scale: Scale = lambda reward_N: reward_N
 
@@ -165,6 +166,7 @@ class Practised:
         return np.zeros(len(kept_NG)) if self.surrogate is None else self.surrogate.alone(kept_NG)
 
     def _measure(self, kept_NG: Units, budget_N: Floats) -> None:
+        self._measurements += 1
         for kept in self._promising(kept_NG, budget_N):
             self._account.measure(kept)
         seen = self._account.seen
@@ -182,25 +184,42 @@ class Practised:
     def _promising(self, kept_NG: Units, budget_N: Floats) -> list[Kept]:
         """New plans, the most promising first; before there is a surrogate the first ones.
 
-        Promising is what may beat the best plan that is known at its budget. Where the policy has
-        settled and brings too few, those a trade away from the best measured plans stand in.
+        Promising is what may beat the best plan that is known at its budget. Plans a trade away
+        from the best measured ones join in where the policy has settled and brings too few, where
+        groups are many (plans that stray in all of them at once are too coarse a choice), and
+        where budgets are (each has few of the lanes).
         """
         known = {outcome.kept for outcome in self._account.seen}
         wanted, pairs = self._practice.measured, zip(map(as_kept, kept_NG), budget_N, strict=True)
         fresh = {kept: float(budget) for kept, budget in pairs if kept not in known}
-        if self.surrogate is not None and len(fresh) < wanted:
+        crowded = crowd(self._account.ledger.task.length) > 1.0 or np.ptp(budget_N) > 0.0
+        if self.surrogate is not None and (crowded or len(fresh) < wanted):
             for kept, budget in self._neighbours(budget_N):
                 if kept not in known:
                     fresh.setdefault(kept, budget)
-        found = list(fresh)
+        found, budgets = list(fresh), np.array([*fresh.values()])
         if self.surrogate is None or not found:  # a search must go on, even if it repeats itself
             return (found or [as_kept(kept_NG[0])])[:wanted]
         plans = np.array(found)
-        gain = self.surrogate(plans) - self._front(np.array([*fresh.values()]))
-        doubt = self.surrogate.spread(plans)
-        order = np.argsort(-(gain + self._practice.optimism * doubt), kind="stable")
-        order = np.concatenate([[gain.argmax()], order])
+        gain = self.surrogate(plans) - self._front(budgets)
+        hope = gain + self._practice.optimism * self.surrogate.spread(plans)
+        if np.ptp(budgets) > 0.0:
+            return [found[place] for place in self._of_each_stratum(budgets, gain, hope)]
+        order = np.concatenate([[gain.argmax()], np.argsort(-hope, kind="stable")])
         return [found[place] for place in dict.fromkeys(order.tolist())][:wanted]
+
+    def _of_each_stratum(self, budget_N: Floats, gain_N: Floats, hope_N: Floats) -> list[int]:
+        """Places of the most promising plans, one of each of as many ranges of budgets.
+
+        Gains of small budgets are larger and would take all. One range, in turn, goes without
+        optimism.
+        """
+        wanted = self._practice.measured
+        order, turn = np.argsort(budget_N, kind="stable"), self._measurements % wanted
+        strata = [stratum for stratum in np.array_split(order, wanted) if len(stratum)]
+        scores = [gain_N if number == turn else hope_N for number in range(len(strata))]
+        pairs = zip(strata, scores, strict=True)
+        return [int(stratum[score[stratum].argmax()]) for stratum, score in pairs]
 
     def _front(self, budget_N: Floats) -> Floats:
         """Worths of the best plans measured within these budgets, interpolated between plans."""
@@ -216,7 +235,7 @@ class Practised:
         order, budgets = np.argsort(-quality_M, kind="stable"), np.unique(budget_N).tolist()
         task, found = self._account.ledger.task, []
         best = {budget: order[cost_M[order] <= budget + SLACK][:PARENTS] for budget in budgets}
-        for n in range(NEIGHBOURS):
+        for n in range(max(NEIGHBOURS, LEAST * len(budgets))):
             budget = budgets[n % len(budgets)]
             if len(parents := best[budget]):
                 parent = seen[parents[n // len(budgets) % len(parents)]].kept

@@ -102,12 +102,13 @@ def run_search(
     folder: Path | None = None,
     on_outcome: Listener | None = None,
     clock: Callable[[], float] = time.monotonic,
+    searcher: Searcher | None = None,
 ) -> SearchResult:
     """Let a searcher spend its evaluations; the same call again resumes or returns the result.
 
     Args:
         task: what is searched.
-        name: see `searcher_named`.
+        name: of the searcher, kept in notes.
         evaluations: plans that may be measured, at least 1.
         seed: of the searcher.
         folder: keeps journal.jsonl, plan.json, search.json and what the searcher saves; None keeps
@@ -115,12 +116,13 @@ def run_search(
         on_outcome: called after every charged outcome, replayed ones included; not at all when the
             search was finished already.
         clock: times the outcomes; `time.process_time` leaves out what else the machine does.
+        searcher: what searches, where the name does not say it; None: see `searcher_named`.
 
     Raises:
         ConfigError: no such searcher, or nothing to spend.
         RunError: the folder holds another search, or cannot be written.
     """
-    searcher = searcher_named(name)
+    searcher = searcher or searcher_named(name)
     if evaluations < 1:
         raise ConfigError(f"a search of {evaluations} evaluations finds nothing; give at least 1.")
     settings = {

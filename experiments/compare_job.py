@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from agents.search import SearchResult, searcher_named
+from agents.search import SearchResult, run_search, searcher_named
 from experiments.compare_config import CompareConfig
 from experiments.compare_task import held_out, task_of, yardstick_of_task
-from experiments.courses import Search, continuing, is_agent, run_course
 from experiments.directory import once
+from experiments.policies import continuing, is_agent
 from experiments.progress import progress
 from prune_env import Ledger
 from prune_env.errors import ConfigError, PruneEnvError
@@ -65,10 +65,11 @@ def _search(job: Job) -> dict[str, Any]:
 
         task = task_of(config, job.budget)
         policy = config.init_policy if config.init_policy and is_agent(job.searcher) else ""
-        run = continuing(job.searcher, policy)
-        search = Search(job.searcher, config.evaluations, job.seed, run)
+        agent = continuing(job.searcher, policy)
         try:
-            result = run_course(task, search, job.folder, tell, clock())
+            result = run_search(
+                task, job.searcher, config.evaluations, job.seed, job.folder, tell, clock(), agent
+            )
         except ConfigError as error:  # kept: this searcher is not for this task
             return _refused(job, error)
     return _figures(job, result)

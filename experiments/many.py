@@ -19,10 +19,9 @@ import numpy as np
 from agents.allocators import PATHS, plan_of
 from agents.lanes import Budgets, Floats
 from agents.sb3 import Course, learn
-from agents.search import SearchResult
+from agents.search import SearchResult, run_search
 from experiments.compare_job import clock
 from experiments.compare_task import held_out, task_of, yardstick_of_task
-from experiments.courses import Search, run_course
 from experiments.directory import once
 from experiments.pareto_config import ParetoConfig
 from experiments.progress import progress
@@ -65,34 +64,33 @@ def _searched(many: Many) -> SearchResult:
     config, asked = many.config, many.config.budgets
     # A plan is hopeless beside others of its budget only: no race.
     task = dataclasses.replace(task_of(config, asked[-1]), race=None)
-    search = Search(
-        f"{config.agent}, many budgets", many.evaluations, many.seed,
-        partial(learn, config.agent, course=course_of(asked)),
-    )  # fmt: skip
+    searcher = partial(learn, config.agent, course=course_of(asked))
     label = f"{config.agent} b{asked[0]:g} to {asked[-1]:g} s{many.seed}"
     with progress(label, many.evaluations, "episodes", config.processes == 1) as bar:
 
         def tell(ledger: Ledger, outcome: Outcome) -> None:
             bar.step(f"KL {outcome.metrics.kl:.4f} at {outcome.flops_ratio:.1%} of the MACs")
 
-        return run_course(task, search, many.folder, tell, clock())
+        return run_search(
+            task, f"{config.agent}, many budgets", many.evaluations, many.seed, many.folder, tell,
+            clock(), searcher,
+        )  # fmt: skip
 
 
 def course_of(asked: Sequence[float]) -> Course:
-    """How one policy learns all budgets between those asked for, which it is asked for last."""
+    """How one policy learns all budgets asked for; its own plans are measured last."""
     return Course(
         prior=partial(front_prior, asked), budgets=partial(drawn, asked), finals=tuple(asked)
     )
 
 
 def drawn(asked: Sequence[float], seed: int) -> Budgets:
-    """Half of the budgets between the ends, half those asked for in turns, in random order."""
+    """Those asked for in turns, in random order: what is measured between them helps none."""
     generator = np.random.default_rng(seed)
 
     def draw(count: int) -> Floats:
-        between = generator.uniform(min(asked), max(asked), count // 2)
-        turns = np.resize(generator.permutation(np.asarray(asked)), count - len(between))
-        return generator.permutation(np.concatenate([turns, between]))
+        turns = np.resize(generator.permutation(np.asarray(asked)), count)
+        return generator.permutation(turns)
 
     return draw
 

@@ -55,10 +55,10 @@ def compared(config: ParetoConfig, command: str) -> dict[str, Any]:
     from agents.search import searcher_named
     from experiments.compare_job import Job, run_job
     from experiments.compare_task import facts_of
-    from experiments.courses import require_agent
     from experiments.front import MANY, POLICY, SINGLE, ratios, rows_of, verdict
     from experiments.many import Many, run_many
     from experiments.parallel import mapped
+    from experiments.policies import require_agent
 
     require_agent(config.agent)
     for name in config.searchers:

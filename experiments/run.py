@@ -45,8 +45,8 @@ def run(config: RunConfig, folder: Path, command: str) -> dict[str, Any]:
     import torch
 
     from experiments import stages
-    from experiments.courses import continuing
     from experiments.directory import once
+    from experiments.policies import continuing
     from experiments.quality import ACCURACY
     from prune_env import PruningTask
 

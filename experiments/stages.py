@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from agents.search import SearchResult
+from agents.search import SearchResult, run_search
 from experiments.config import RunConfig
-from experiments.courses import Search, continuing, run_course
 from experiments.data import CropFlip, load_splits, loader
 from experiments.directory import once
 from experiments.models import build_model, load_weights
+from experiments.policies import continuing
 from experiments.presets import open_named
 from experiments.pretrained import is_pretrained, pretrained_project
 from experiments.progress import progress
@@ -141,7 +141,6 @@ def search(
 ) -> SearchResult:
     """Let one searcher spend its evaluations; one-shot allocators spend one."""
     label, policy = f"search {name}", config.init_policy if name == config.searcher else ""
-    chosen = Search(name, config.evaluations, config.seed, continuing(name, policy))
     with progress(label, config.evaluations, "episodes", config.progress) as bar:
 
         def tell(ledger: Ledger, outcome: Outcome) -> None:
@@ -149,7 +148,10 @@ def search(
             if listener is not None:
                 listener(ledger, outcome)
 
-        return run_course(task, chosen, folder / "search" / name, on_outcome=tell)
+        return run_search(
+            task, name, config.evaluations, config.seed, folder / "search" / name, tell,
+            searcher=continuing(name, policy),
+        )  # fmt: skip
 
 
 def tuning_settings(config: RunConfig, project: Project) -> FinetuneSettings:

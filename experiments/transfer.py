@@ -52,9 +52,9 @@ def compared(config: TransferConfig, command: str) -> dict[str, Any]:
     from agents.search import searcher_named
     from experiments.compare_job import run_job
     from experiments.compare_task import facts_of
-    from experiments.courses import require_agent
     from experiments.parallel import mapped
     from experiments.pareto import require_found
+    from experiments.policies import require_agent
     from experiments.transfer_page import rows_of, verdict
     from experiments.transferred import Transfer, policy_of, run_transfer
 

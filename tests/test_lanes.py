@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -94,6 +97,35 @@ def test_practice_charges_only_what_it_measures() -> None:
     assert (steps > 0).sum() == pytest.approx(len(steps) / 5, abs=1)
     plans = [outcome.kept for outcome in ledger.history]
     assert len(set(plans)) == len(plans), "what is known was measured again"
+
+
+class Near:
+    """A surrogate that expects most of what lies near a plan."""
+
+    def __init__(self, kept: Sequence[int]) -> None:
+        self.kept_G = np.array(kept)
+
+    def __call__(self, kept_NG: Any) -> Any:
+        return -np.abs(kept_NG - self.kept_G).sum(1).astype(float)
+
+    def spread(self, kept_NG: Any) -> Any:
+        return np.zeros(len(kept_NG))
+
+
+@pytest.mark.parametrize(("groups", "joined"), [(4, False), (12, True)])
+def test_neighbours_of_the_best_plan_join_where_groups_are_many(groups: int, joined: bool) -> None:
+    task = toy_task(target=[0.5] * groups, budget=0.6)
+    ledger = Ledger(task, 50)
+    best = ledger.measure(task.decode([0.0] * groups)).kept
+    payment: Any = Practised(Account(ledger), Practice(), 0)
+    payment.surrogate = Near(best)
+    offsets = np.random.default_rng(0).uniform(-1.0, 1.0, (16, groups))  # all of them far away
+    plans_NG = np.array([task.beside(row.tolist()) for row in offsets])
+    found = payment._promising(plans_NG, np.full(16, task.budget))
+    brought = {tuple(row) for row in plans_NG.tolist()}
+    assert len(found) == Practice().measured
+    assert joined is not any(kept in brought for kept in found)
+    assert all(task.within_budget(kept) for kept in found)
 
 
 def test_the_reserve_is_not_spent() -> None:

@@ -177,13 +177,15 @@ def test_the_folder_is_that_of_a_comparison() -> None:
     count=st.integers(1, 40),
     seed=st.integers(0, 99),
 )
-def test_half_of_the_budgets_are_those_asked_for(asked: list[float], count: int, seed: int) -> None:
+def test_lanes_have_the_budgets_asked_for_in_turns(
+    asked: list[float], count: int, seed: int
+) -> None:
     draw, again = drawn(asked, seed), drawn(asked, seed)
     for _ in range(2):
         budgets = draw(count)
-        assert budgets.shape == (count,)
-        assert min(asked) <= budgets.min() <= budgets.max() <= max(asked)
-        assert np.isin(budgets, asked).sum() >= count - count // 2
+        times = [int((budgets == budget).sum()) for budget in asked]
+        assert sum(times) == len(budgets) == count
+        assert max(times) - min(times) <= 1
         assert np.array_equal(budgets, again(count))
 
 
@@ -257,6 +259,19 @@ def test_promising_is_what_beats_the_best_plan_of_its_own_budget() -> None:
     assert payment._promising(np.array(plans), budget_N) == [plans[2]]
     low, middle, high = payment._front(np.array([0.3, 0.55, 0.8]))
     assert low < middle < high
+
+
+def test_ranges_of_budgets_take_turns_where_there_are_several() -> None:
+    """Small budgets gain more, but do not take all that is measured."""
+    task, payment = practised((0.3, 0.8))
+    payment._practice = Practice(measured=4)
+    budget_N = np.repeat([0.3, 0.45, 0.6, 0.8], 4)
+    offset_NG = np.random.default_rng(0).uniform(-0.3, 0.3, (16, task.length))
+    plans = [task.at(b).beside(row.tolist()) for b, row in zip(budget_N, offset_NG, strict=True)]
+    found = payment._promising(np.array(plans), budget_N)
+    costs = task.rules.ratio(np.array(found))
+    assert len(found) == 4
+    assert np.all(np.diff(costs) > 0.05), costs
 
 
 def test_neighbours_stand_in_at_all_budgets() -> None:

@@ -16,11 +16,13 @@ from agents.allocators import predicted_path
 from agents.sb3 import AGENTS, load_policy
 from agents.search import run_search
 from experiments import compare, run
-from experiments.courses import Search, continuing, run_course
+from experiments.policies import continuing
 from experiments.transfer import main
 from experiments.transfer_config import TransferConfig, named_in_full
 from experiments.transferred import strayed
+from prune_env import Ledger
 from prune_env.errors import ConfigError, RunError
+from prune_env.mdp.rewards import Outcome
 from prune_env.mdp.task import PruningTask
 from prune_env.measure.evaluators import Metrics
 from prune_env.testing import toy_task
@@ -217,41 +219,44 @@ def test_without_a_policy_the_name_says_what_searches() -> None:
 
 
 def test_a_policy_of_whole_plans_fits_its_network_only(trained: Path, tmp_path: Path) -> None:
-    search = Search("ppo_plan", 9, 0, continuing("ppo_plan", trained / "ppo_plan" / "policy.zip"))
+    agent = continuing("ppo_plan", trained / "ppo_plan" / "policy.zip")
     with pytest.raises(ConfigError, match="one network only"):
-        run_course(longer(budget=0.5), search, tmp_path)
+        run_search(longer(budget=0.5), "ppo_plan", 9, 0, tmp_path, searcher=agent)
 
 
 @pytest.mark.parametrize("name", ["ppo", "sac"])
 def test_a_search_goes_on_and_resumes(trained: Path, tmp_path: Path, name: str) -> None:
     """On a longer network, killed once; finished it measures nothing."""
     task, told = longer(budget=0.5), []
-    search = Search(name, 10, 0, continuing(name, trained / name / "policy.zip"))
-    first = run_course(task, search, tmp_path / "a")
+    agent = continuing(name, trained / name / "policy.zip")
+    first = run_search(task, name, 10, 0, tmp_path / "a", searcher=agent)
     assert len(first.history) == 10
     assert first.plan.notes["searcher"] == name
-    run_course(task, search, tmp_path / "b")
+    run_search(task, name, 10, 0, tmp_path / "b", searcher=agent)
     lines = (tmp_path / "b" / "journal.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "b" / "journal.jsonl").write_text("".join(lines[:6]) + lines[6][:9])
     (tmp_path / "b" / "search.json").unlink()
-    resumed = run_course(task, search, tmp_path / "b", lambda ledger, outcome: told.append(1))
+
+    def tell(ledger: Ledger, outcome: Outcome) -> None:
+        told.append(1)
+
+    resumed = run_search(task, name, 10, 0, tmp_path / "b", tell, searcher=agent)
     assert [o.kept for o in resumed.history] == [o.kept for o in first.history]
     assert len(told) == 10
     idle = replace(task, evaluate=never)
-    again = run_course(idle, search, tmp_path / "b", lambda ledger, outcome: told.append(1))
+    again = run_search(idle, name, 10, 0, tmp_path / "b", tell, searcher=agent)
     assert (again.history, again.seconds) == (resumed.history, resumed.seconds)
     assert len(told) == 10
     with pytest.raises(RunError, match="another search"):
-        run_course(task, replace(search, seed=1), tmp_path / "b")
+        run_search(task, name, 10, 1, tmp_path / "b", searcher=agent)
 
 
 def test_another_seed_or_policy_is_another_search(trained: Path, tmp_path: Path) -> None:
     task = shorter(budget=0.5)
-    policy = continuing("ppo", trained / "ppo" / "policy.zip")
-    searches = [Search("ppo", 14, 0), Search("ppo", 14, 0, policy), Search("ppo", 14, 1, policy)]
+    agent = continuing("ppo", trained / "ppo" / "policy.zip")
     plans = [
-        tuple(o.kept for o in run_course(task, search, tmp_path / str(k)).history)
-        for k, search in enumerate(searches)
+        tuple(o.kept for o in run_search(task, "ppo", 14, seed, searcher=searcher).history)
+        for seed, searcher in ((0, None), (0, agent), (1, agent))
     ]
     assert len(set(plans)) == 3
 
