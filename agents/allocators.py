@@ -189,12 +189,18 @@ def best_prior(ledger: Ledger) -> Path:
 
     With fewer than a dozen evaluations only the uniform and the predicted one are tried.
     """
+    return chosen_prior(ledger)[1]
+
+
+def chosen_prior(ledger: Ledger) -> tuple[str, Path]:
+    """The same with its name in `PATHS`."""
     task = ledger.task
     names = list(PATHS) if ledger.left >= 12 else list(PATHS)[:2]
-    found: dict[Kept, tuple[float, Path]] = {}
+    found: dict[Kept, tuple[float, str, Path]] = {}
     for name in names[: max(1, int(ledger.left))]:
         path = PATHS[name](task)
         plan = plan_of(task, path)
         if plan not in found:
-            found[plan] = (ledger.measure(plan).reward, path)
-    return max(found.values(), key=lambda entry: entry[0])[1]
+            found[plan] = (ledger.measure(plan).reward, name, path)
+    _, name, path = max(found.values(), key=lambda entry: entry[0])
+    return name, path

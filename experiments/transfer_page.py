@@ -93,7 +93,8 @@ def blocks_of(results: Results) -> list[Block]:
         Text(
             f"Source: {results['source']}. Rows: {PRIOR}: the best of the allocations that need no "
             f"search, measured to be chosen; {POLICY}: what the deterministic policy decides "
-            "around it, one evaluation more; both counted. "
+            "around the allocation that it was trained around (around the best, if a file is all "
+            "that is known of it). "
             + _plan_said(results)
             + "KL and quality on the reward samples of the target, before fine-tuning; the column "
             f"of test chose nothing. Interquartile means over {settings['seeds']} seed(s)."

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from agents.account import Account, Measured
-from agents.allocators import best_prior, plan_of
+from agents.allocators import PATHS, best_prior, chosen_prior, plan_of
 from agents.sb3 import AGENTS, POLICY, load_policy, plan_by, private_randomness
 from agents.search import JOURNAL
 from experiments.compare_config import CompareConfig
@@ -69,7 +69,11 @@ def policy_of(origin: Job) -> Path:
 
 
 def run_transfer(transfer: Transfer) -> Run:
-    """What the policy and the best prior reach on the target, from its folder if known."""
+    """What the policy and the best prior reach on the target, from its folder if known.
+
+    A policy corrects the allocation that it was trained around, so that is its prior here too,
+    whatever is best on the target; the best one stands in where the source is not known.
+    """
     return once(transfer.folder / "figures.json", lambda: _figures(transfer))
 
 
@@ -79,8 +83,11 @@ def _figures(transfer: Transfer) -> dict[str, Any]:
     ledger = Ledger(task, LIMIT, transfer.folder / JOURNAL)
     path = best_prior(ledger)
     prior, tried = ledger.best, ledger.spent
-    moved = ledger.measure(transferred(task.around(path), ledger, transfer))
-    rows = {"best prior": _row(config, prior, tried), "policy": _row(config, moved, tried + 1)}
+    name = None if transfer.origin is None else prior_of(transfer.origin)[0]
+    around = task.around(path if name is None else PATHS[name](task))
+    moved = ledger.measure(transferred(around, ledger, transfer))
+    needed = 1 if name else tried + 1
+    rows = {"best prior": _row(config, prior, tried), "policy": _row(config, moved, needed)}
     if transfer.same_network:
         plan = ledger.measure(plan_moved(task, transfer))
         rows["plan"] = _row(config, plan, 1)
@@ -109,6 +116,15 @@ def transferred(task: PruningTask, ledger: Ledger, transfer: Transfer) -> Kept:
         return plan_by(load_policy(name, transfer.policy, env), env, transfer.budget)
 
 
+def prior_of(origin: Job) -> tuple[str, PlanPath]:
+    """Name and path of the allocation that a finished search started at.
+
+    The search measured its priors first, so its journal answers which was best.
+    """
+    task = task_of(origin.config, origin.budget)
+    return chosen_prior(Ledger(task, origin.config.evaluations, origin.folder / JOURNAL))
+
+
 def plan_moved(task: PruningTask, transfer: Transfer) -> Kept:
     """The source's best plan at the target's budget.
 
@@ -116,11 +132,8 @@ def plan_moved(task: PruningTask, transfer: Transfer) -> Kept:
     """
     origin = transfer.origin
     assert origin is not None
-    before = task.at(origin.budget)
-    # The search measured its priors first, so its journal answers which was best.
-    path = best_prior(Ledger(before, origin.config.evaluations, origin.folder / JOURNAL))
-    best = once(origin.figures, dict)["kept"]
-    return task.around(path).beside(strayed(before, path, best).tolist())
+    (_, path), best = prior_of(origin), once(origin.figures, dict)["kept"]
+    return task.around(path).beside(strayed(task.at(origin.budget), path, best).tolist())
 
 
 def strayed(task: PruningTask, path: PlanPath, kept: Kept) -> np.ndarray[Any, Any]:

@@ -12,14 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.allocators import predicted_path
+from agents.allocators import PATHS, plan_of, predicted_path
 from agents.sb3 import AGENTS, load_policy
 from agents.search import run_search
 from experiments import compare, run
+from experiments.compare_job import Job
+from experiments.config import parse
 from experiments.policies import continuing
 from experiments.transfer import main
 from experiments.transfer_config import TransferConfig, named_in_full
-from experiments.transferred import strayed
+from experiments.transferred import prior_of, strayed
 from prune_env import Ledger
 from prune_env.errors import ConfigError, RunError
 from prune_env.mdp.rewards import Outcome
@@ -86,13 +88,26 @@ def test_a_policy_runs_on_another_network(
     assert list(found) == ["uniform", "global", "sensitivity", "best prior", "policy"]
     tried = found["best prior"]["evaluations"][0]
     assert 1 <= tried <= 4, "every different plan of the free paths is measured once"
-    assert found["policy"]["evaluations"] == [tried + 1]
+    assert found["policy"]["evaluations"] == [1], "its prior's kind is known from the source"
     assert all(row["macs_ratio"][0] <= 0.5 for row in found.values())
     free = [found[name]["kl"][0] for name in ("uniform", "global", "sensitivity")]
     assert found["best prior"]["kl"][0] <= min(free)
     assert "without training" in results["verdict"][0]
     assert (tmp_path / "out" / "x.md").exists()
     assert list(tmp_path.glob("compare-*/transfer.html"))
+
+
+def test_the_prior_that_a_policy_corrects_is_known_from_its_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = arguments(tmp_path, "--to", LONGER)
+    shown(capsys, argv)
+    config = parse(TransferConfig, named_in_full(argv), prog="transfer")
+    name, path = prior_of(Job(config.origin, 0.5, "ppo", 0))
+    task = shorter(budget=0.5)
+    lost = {n: task.damage(task.outcome(plan_of(task, make(task)))) for n, make in PATHS.items()}
+    assert lost[name] == min(lost.values())
+    assert np.array_equal(path.kept_TG, PATHS[name](task).kept_TG)
 
 
 def test_a_transfer_measures_nothing_twice(
