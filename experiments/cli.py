@@ -137,6 +137,14 @@ def _counts(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
+def _numbers(value: Any) -> tuple[float, ...]:
+    if isinstance(value, str):
+        return tuple(float(part) for part in _names(value))
+    if not isinstance(value, list) or not all(type(part) in (int, float) for part in value):
+        raise TypeError
+    return tuple(float(part) for part in value)
+
+
 KINDS: dict[Any, Kind] = {
     str: Kind("a text", _exactly(str), {"metavar": "TEXT"}),
     int: Kind("a whole number", _exactly(int), {"type": int, "metavar": "N"}),
@@ -153,6 +161,12 @@ KINDS: dict[Any, Kind] = {
         _counts,
         {"type": _counts, "metavar": "N,M"},
         lambda value: ",".join(map(str, value)),
+    ),
+    tuple[float, ...]: Kind(
+        "a list of numbers",
+        _numbers,
+        {"type": _numbers, "metavar": "X,Y"},
+        lambda value: ",".join(f"{number:g}" for number in value),
     ),
 }
 """Type of a config's field -> how it is read. Add a type here."""

@@ -6,23 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from experiments.cli import KINDS, Kind, config_error
+from experiments.cli import config_error
 from experiments.config import RunConfig, digest_of, option
-
-
-def _numbers(value: Any) -> tuple[float, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, list) or any(isinstance(part, bool) for part in parts):
-        raise TypeError
-    return tuple(float(part) for part in parts if part != "")
-
-
-KINDS[tuple[float, ...]] = Kind(
-    "a list of numbers",
-    _numbers,
-    {"type": _numbers, "metavar": "X,Y"},
-    lambda value: ",".join(f"{number:g}" for number in value),
-)
 
 
 def _as_in_a_run(name: str) -> Any:
