@@ -184,19 +184,9 @@ class Practised:
     def _promising(self, kept_NG: Units, budget_N: Floats) -> list[Kept]:
         """New plans, the most promising first; before there is a surrogate the first ones.
 
-        Promising is what may beat the best plan that is known at its budget. Plans a trade away
-        from the best measured ones join in where the policy has settled and brings too few, where
-        groups are many (plans that stray in all of them at once are too coarse a choice), and
-        where budgets are (each has few of the lanes).
+        Promising is what may beat the best plan that is known at its budget.
         """
-        known = {outcome.kept for outcome in self._account.seen}
-        wanted, pairs = self._practice.measured, zip(map(as_kept, kept_NG), budget_N, strict=True)
-        fresh = {kept: float(budget) for kept, budget in pairs if kept not in known}
-        crowded = crowd(self._account.ledger.task.length) > 1.0 or np.ptp(budget_N) > 0.0
-        if self.surrogate is not None and (crowded or len(fresh) < wanted):
-            for kept, budget in self._neighbours(budget_N):
-                if kept not in known:
-                    fresh.setdefault(kept, budget)
+        fresh, wanted = self._candidates(kept_NG, budget_N), self._practice.measured
         found, budgets = list(fresh), np.array([*fresh.values()])
         if self.surrogate is None or not found:  # a search must go on, even if it repeats itself
             return (found or [as_kept(kept_NG[0])])[:wanted]
@@ -207,6 +197,23 @@ class Practised:
             return [found[place] for place in self._of_each_stratum(budgets, gain, hope)]
         order = np.concatenate([[gain.argmax()], np.argsort(-hope, kind="stable")])
         return [found[place] for place in dict.fromkeys(order.tolist())][:wanted]
+
+    def _candidates(self, kept_NG: Units, budget_N: Floats) -> dict[Kept, float]:
+        """Plans that were not measured, and the budgets they are for.
+
+        Plans a trade away from the best measured ones join in where the policy has settled and
+        brings too few, where groups are many (plans that stray in all of them at once are too
+        coarse a choice), and where budgets are (each has few of the lanes).
+        """
+        known = {outcome.kept for outcome in self._account.seen}
+        pairs = zip(map(as_kept, kept_NG), budget_N, strict=True)
+        fresh = {kept: float(budget) for kept, budget in pairs if kept not in known}
+        crowded = crowd(self._account.ledger.task.length) > 1.0 or np.ptp(budget_N) > 0.0
+        if self.surrogate is not None and (crowded or len(fresh) < self._practice.measured):
+            for kept, budget in self._neighbours(budget_N):
+                if kept not in known:
+                    fresh.setdefault(kept, budget)
+        return fresh
 
     def _of_each_stratum(self, budget_N: Floats, gain_N: Floats, hope_N: Floats) -> list[int]:
         """Places of the most promising plans, one of each of as many ranges of budgets.
