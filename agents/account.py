@@ -27,8 +27,8 @@ from prune_env.mdp.task import Kept
 Floats = NDArray[np.float64]
 FEWEST = 6
 """Measured plans before a surrogate is trusted."""
-PARENTS, NEIGHBOURS, LEAST = 3, 48, 12
-"""Plans of a budget whose neighbours are looked at; how many of these, and of a budget at least."""
+PARENTS, LEAST = 3, 12
+"""Plans of a budget whose neighbours are looked at, and how many of these at least."""
 REFIT = 1.3
 """Growth of the measured plans after which a surrogate's strengths are chosen anew."""
 
@@ -122,11 +122,14 @@ class Practice:
         rehearsals: groups that are paid by the surrogate alone, for each that is measured.
         optimism: standard deviations added to the expected worth when plans are chosen to be
             measured; one of the plans is chosen without.
+        neighbours: plans beside the best measured ones that may join those of the policy, of all
+            budgets together (of each at least `LEAST`); 0: none ever do.
     """
 
     measured: int = 4
     rehearsals: int = 4
     optimism: float = 1.0
+    neighbours: int = 48
 
 
 PRACTICE = Practice()
@@ -242,7 +245,8 @@ class Practised:
         order, budgets = np.argsort(-quality_M, kind="stable"), np.unique(budget_N).tolist()
         task, found = self._account.ledger.task, []
         best = {budget: order[cost_M[order] <= budget + SLACK][:PARENTS] for budget in budgets}
-        for n in range(max(NEIGHBOURS, LEAST * len(budgets))):
+        wanted = self._practice.neighbours
+        for n in range(max(wanted, LEAST * len(budgets)) if wanted else 0):
             budget = budgets[n % len(budgets)]
             if len(parents := best[budget]):
                 parent = seen[parents[n // len(budgets) % len(parents)]].kept

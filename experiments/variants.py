@@ -36,6 +36,7 @@ class Variant:
 
 def variants() -> dict[str, Variant]:
     """What can be removed from an agent. Add a part here."""
+    from agents.account import PRACTICE
     from agents.lanes import HELP, absolute, at_the_end
     from prune_env.mdp.rewards import accuracy
     from prune_env.mdp.task import leave
@@ -60,6 +61,10 @@ def variants() -> dict[str, Variant]:
             "without group-relative reward",
             "Plans are paid their worth, not what it is beyond those finished with them.",
             {"help": worth}),
+        "no_neighbours": Variant(
+            "without neighbours",
+            "Only the policy's own plans are measured, none beside the best ones.",
+            {"practice": replace(PRACTICE, neighbours=0)}),
         "measured": Variant(
             "without surrogate",
             "Every plan is measured: none is practised or screened, and no step is credited.",

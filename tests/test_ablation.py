@@ -72,7 +72,8 @@ def test_a_row_differs_from_the_whole_agent_in_its_part_alone(
     }
     expected = {
         "no_prior": {"prior"}, "no_shaping": {"help"}, "accuracy": {"reward"},
-        "unspent": {"leftover"}, "absolute": {"help"}, "measured": {"practice"},
+        "unspent": {"leftover"}, "absolute": {"help"}, "no_neighbours": {"practice"},
+            "measured": {"practice"},
         "measured_often": {"practice", "lanes"},
     }  # fmt: skip
     assert changed == expected[key]
