@@ -23,9 +23,9 @@ INSTANTS = 300
 """Points of a curve over time."""
 
 
-def evaluations_figure(panels: Mapping[str, Panel], evaluations: int) -> str:
-    """KL of the best plan so far against charged evaluations."""
-    steps = np.arange(1, evaluations + 1, dtype=float)
+def evaluations_figure(panels: Mapping[str, Panel], evaluations: int, every: int = 1) -> str:
+    """KL of the best plan so far against charged evaluations, drawn at every so many."""
+    steps = np.arange(1, evaluations + 1, every, dtype=float)
 
     def draw(axes: Axes, panel: Panel) -> None:
         _draw(axes, panel, steps, lambda curve: curve.charged, Curve.at)

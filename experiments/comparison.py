@@ -40,6 +40,7 @@ SPREADS = Text(
     "too narrow. Bold: the interval lies wholly on the better side of all others. Searchers that "
     "do not depend on a seed appear once."
 )
+CURVES = "Median over seeds and the band between the quartiles; dashed: plans made in one shot."
 TOGETHER = Text(
     "P(below x): probability that a seed has a lower KL than a seed of x, averaged over the cells "
     "(tasks under a budget) where both were run; one half is no difference. KL / KL of x: "
@@ -151,11 +152,10 @@ def _top(results: Results) -> list[Block]:
 
 def _pictures(results: Results) -> list[Block]:
     panels = {budget_of(cell): curves_by_searcher(cell) for cell in results["cells"]}
-    said = "Median over seeds and the band between the quartiles; dashed: plans made in one shot."
     charged = evaluations_figure(panels, results["settings"]["evaluations"])
     return [
         Heading("Best so far"),
-        Picture("compare", charged, f"KL of the best plan so far against evaluations. {said}"),
+        Picture("compare", charged, f"KL of the best plan so far against evaluations. {CURVES}"),
         Picture("compare_time", seconds_figure(panels), "The same against time."),
     ]
 

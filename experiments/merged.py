@@ -5,22 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.cells import name_of, published, rounded, title_of
-from experiments.comparison import sections
+from experiments.cells import curves_by_searcher, name_of, published, rounded, title_of
+from experiments.compare_figures import evaluations_figure
+from experiments.comparison import CURVES, sections
 from experiments.findings import leaders
 from experiments.formats import MISSING
 from experiments.overall import overall
-from experiments.page import Block, Cell, Code, Heading, Table, Text
+from experiments.page import Block, Cell, Code, Heading, Picture, Table, Text
 from experiments.series import style_of
 from experiments.summaries import nats
 
 Results = Mapping[str, Any]
 CellResults = Mapping[str, Any]
 
+EVERY = 4
+"""Evaluations between two points of a curve: the picture is kept with the repository."""
 
-def blocks_of(results: Sequence[Results], command: str) -> list[Block]:
-    """An overview, all cells together, each cell, and the commands that made them."""
+
+def blocks_of(results: Sequence[Results], command: str, name: str) -> list[Block]:
+    """An overview, all cells together, each cell, their curves, and the commands that made them.
+
+    The picture is called `name`.
+    """
     cells = cells_of(results)
+    panels = {title_of(cell): curves_by_searcher(cell) for cell in cells}
+    charged = evaluations_figure(panels, max(cell["evaluations"] for cell in cells), EVERY)
     return [
         Text(
             f"{len(cells)} cells, each a task under a budget. First the KL to the dense network of "
@@ -28,6 +37,8 @@ def blocks_of(results: Sequence[Results], command: str) -> list[Block]:
         ),
         _overview(cells),
         *sections(cells, title_of),
+        Heading("Best so far"),
+        Picture(name, charged, f"KL of the best plan so far against evaluations. {CURVES}"),
         Heading("Made by"),
         *(Code(each["command"]) for each in results),
         Code(command),

@@ -186,8 +186,7 @@ def write_page(folder: Path, name: str, title: str, blocks: Sequence[Block]) -> 
     Raises:
         RunError: the folder cannot be written.
     """
-    for picture in _pictures(blocks):
-        write_text(folder / picture.file, picture.svg)
+    write_pictures(blocks, folder)
     body = "\n\n".join(block.markdown() for block in blocks)
     write_text(folder / f"{name}.md", f"# {markdown_escape(title)}\n\n{body}\n")
     page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
@@ -196,5 +195,12 @@ def write_page(folder: Path, name: str, title: str, blocks: Sequence[Block]) -> 
     return write_text(folder / f"{name}.html", page)
 
 
-def _pictures(blocks: Iterable[Block]) -> list[Picture]:
-    return [block for block in blocks if isinstance(block, Picture)]
+def write_pictures(blocks: Iterable[Block], folder: Path) -> None:
+    """Write the pictures among `blocks` where a Markdown page in `folder` looks for them.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    for block in blocks:
+        if isinstance(block, Picture):
+            write_text(folder / block.file, block.svg)

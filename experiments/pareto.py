@@ -29,8 +29,7 @@ def main(argv: Sequence[str]) -> int:
     # torch comes with these; --help must not wait for that
     from experiments.comparison import markdown_of
     from experiments.front import blocks_of
-    from experiments.page import Code, Picture, write_page
-    from prune_env.storage import write_text
+    from experiments.page import Code, write_page, write_pictures
 
     command = command_of("pareto", argv)
     results = compared(config, command)
@@ -39,8 +38,7 @@ def main(argv: Sequence[str]) -> int:
     page = write_page(config.folder / "many", PAGE, title, [*blocks, Code(command)])
     print(f"page: {page}\n")
     if config.out:
-        for picture in (block for block in blocks if isinstance(block, Picture)):
-            write_text(Path(config.out).parent / picture.file, picture.svg)
+        write_pictures(blocks, Path(config.out).parent)
     shown = {key: value for key, value in results.items() if key not in ("measured", "command")}
     publish(config.out, command, markdown_of(title, blocks), shown)
     return 0

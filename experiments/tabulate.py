@@ -29,14 +29,17 @@ def main(argv: Sequence[str]) -> int:
     asked = parser.parse_args(argv)
     from experiments.comparison import markdown_of
     from experiments.merged import blocks_of, figures_of
+    from experiments.page import write_pictures
     from prune_env.storage import write_text
 
     results = [_read(folder) for folder in dict.fromkeys(asked.folders)]
     command = command_of("tabulate", argv)
-    page = markdown_of("Searchers over all tasks", blocks_of(results, command))
+    blocks = blocks_of(results, command, Path(asked.out or "tabulate").name)
+    page = markdown_of("Searchers over all tasks", blocks)
     line = json.dumps({"command": command, **figures_of(results)}, allow_nan=False)
     if asked.out:
         write_text(f"{asked.out}.md", page)
+        write_pictures(blocks, Path(asked.out).parent)
         write_text(f"{asked.out}.json", line + "\n")
     print(page)
     print(line)

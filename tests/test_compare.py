@@ -423,6 +423,8 @@ def test_comparisons_merge_into_one_page(
         "## All together", "P(below sensitivity)", "P(below evolution)", "--on params",
     ):  # fmt: skip
         assert said in page
+    assert "(figures/agents.svg)" in page
+    assert "<svg" in (tmp_path / "figures" / "agents.svg").read_text()
     (row,) = [r for r in last["overall"] if r["searcher"] == "sensitivity"]
     assert row["ratio"]["value"] == 1
     assert row["over_sensitivity"] is None
