@@ -52,7 +52,7 @@ def _facts(config: CompareConfig) -> dict[str, Any]:
     }
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # a transfer goes back and forth between its source and its target
 def _opened(config: CompareConfig) -> Project | PruningTask:
     """What the config names. The budget takes no part in making a network's ladders."""
     options = {**task_options(config.run_config), "multiple_of": config.multiples, "budget": 1.0}

@@ -82,14 +82,15 @@ def _figures(transfer: Transfer) -> dict[str, Any]:
     task = task_of(config, transfer.budget)
     ledger = Ledger(task, LIMIT, transfer.folder / JOURNAL)
     path = best_prior(ledger)
-    prior, tried = ledger.best, ledger.spent
-    name = None if transfer.origin is None else prior_of(transfer.origin)[0]
-    around = task.around(path if name is None else PATHS[name](task))
-    moved = ledger.measure(transferred(around, ledger, transfer))
-    needed = 1 if name else tried + 1
-    rows = {"best prior": _row(config, prior, tried), "policy": _row(config, moved, needed)}
-    if transfer.same_network:
-        plan = ledger.measure(plan_moved(task, transfer))
+    prior, needed, origin = ledger.best, ledger.spent + 1, transfer.origin
+    rows = {"best prior": _row(config, prior, ledger.spent)}
+    if origin is not None:
+        name, theirs = prior_of(origin)
+        path, needed = PATHS[name](task), 1
+    moved = ledger.measure(transferred(task.around(path), ledger, transfer))
+    rows["policy"] = _row(config, moved, needed)
+    if origin is not None and transfer.same_network:
+        plan = ledger.measure(plan_moved(task, origin, theirs))
         rows["plan"] = _row(config, plan, 1)
     return {"budget": transfer.budget, "rows": rows}
 
@@ -125,14 +126,12 @@ def prior_of(origin: Job) -> tuple[str, PlanPath]:
     return chosen_prior(Ledger(task, origin.config.evaluations, origin.folder / JOURNAL))
 
 
-def plan_moved(task: PruningTask, transfer: Transfer) -> Kept:
+def plan_moved(task: PruningTask, origin: Job, path: PlanPath) -> Kept:
     """The source's best plan at the target's budget.
 
-    It strays from the path of the source's prior as far as it did there.
+    It strays from `path`, that of the source's prior, as far as it did there.
     """
-    origin = transfer.origin
-    assert origin is not None
-    (_, path), best = prior_of(origin), once(origin.figures, dict)["kept"]
+    best = once(origin.figures, dict)["kept"]
     return task.around(path).beside(strayed(task.at(origin.budget), path, best).tolist())
 
 
