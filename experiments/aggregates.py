@@ -38,6 +38,12 @@ def interquartile_mean(values: Floats) -> Floats:
     return result
 
 
+def mean_if_known(values: Sequence[float | None]) -> float | None:
+    """The interquartile mean of the seeds' figures; None where one of them has none."""
+    known = [value for value in values if value is not None]
+    return float(interquartile_mean(np.array(known))) if len(known) == len(values) else None
+
+
 def iqm_over(strata: Sequence[Sample], seed: int = 0) -> Estimate:
     """The interquartile mean of all values of all strata."""
     generator = np.random.default_rng(seed)

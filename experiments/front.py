@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.aggregates import interquartile_mean
+from experiments.aggregates import mean_if_known
 from experiments.compare_job import Job
 from experiments.curves import NEAR
 from experiments.findings import leaders
@@ -55,9 +55,7 @@ def rows_of(
 
 def mean(row: Row, name: str, key: str) -> float | None:
     """Interquartile mean over seeds; None where the row has none."""
-    values = row["series"].get(name, {}).get(key, [None])
-    known = [value for value in values if value is not None]
-    return float(interquartile_mean(np.array(known))) if len(known) == len(values) else None
+    return mean_if_known(row["series"].get(name, {}).get(key, [None]))
 
 
 def ratios(rows: Sequence[Row]) -> dict[float, float]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from experiments.aggregates import interquartile_mean
+from experiments.aggregates import mean_if_known
 from experiments.compare_job import Job
 from experiments.findings import leaders
 from experiments.formats import MISSING, cost_name, percent
@@ -64,8 +62,7 @@ def _together(rows: Mapping[str, Sequence[Run]], quality: str) -> list[dict[str,
 
 def mean(row: Mapping[str, Any], key: str) -> float | None:
     """Interquartile mean over seeds."""
-    values = row[key]
-    return None if None in values else float(interquartile_mean(np.array(values, float)))
+    return mean_if_known(row[key])
 
 
 def verdict(config: TransferConfig, entry: Mapping[str, Any]) -> str:
