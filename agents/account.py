@@ -9,7 +9,7 @@ measured plans are charged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +27,11 @@ from prune_env.mdp.task import Kept
 Floats = NDArray[np.float64]
 FEWEST = 6
 """Measured plans before a surrogate is trusted."""
-PARENTS, LEAST = 3, 12
-"""Plans of a budget whose neighbours are looked at, and how many of these at least."""
+PARENTS = 3
+"""Plans of a budget whose neighbours are looked at."""
+NEAR, NEAREST = 0.4, 60
+"""Share of the measured plans that one budget of several is judged by, and at least how many."""
+GOLDEN = (5.0**0.5 - 1.0) / 2.0
 REFIT = 1.3
 """Growth of the measured plans after which a surrogate's strengths are chosen anew."""
 
@@ -122,8 +125,8 @@ class Practice:
         rehearsals: groups that are paid by the surrogate alone, for each that is measured.
         optimism: standard deviations added to the expected worth when plans are chosen to be
             measured; one of the plans is chosen without.
-        neighbours: plans beside the best measured ones that may join those of the policy, of all
-            budgets together (of each at least `LEAST`); 0: none ever do.
+        neighbours: plans beside the best measured ones of a budget that may join those of the
+            policy; 0: none ever do.
     """
 
     measured: int = 4
@@ -142,7 +145,7 @@ class Practised:
         self._account, self._practice = account, practice
         self._generator = np.random.default_rng(seed)
         self._strengths: Strengths | None = None
-        self._chosen_at, self._groups, self._measurements = 0, 0, 0
+        self._chosen_at, self._groups, self._turns = 0, 0, 0
         self.surrogate: Surrogate | None = None
         self._scale: Scale = lambda reward_N: reward_N
 
@@ -169,95 +172,105 @@ class Practised:
         return np.zeros(len(kept_NG)) if self.surrogate is None else self.surrogate.alone(kept_NG)
 
     def _measure(self, kept_NG: Units, budget_N: Floats) -> None:
-        self._measurements += 1
         for kept in self._promising(kept_NG, budget_N):
             self._account.measure(kept)
         seen = self._account.seen
         if len(seen) < FEWEST:
             return
-        quality_M = np.array([self._account.quality(outcome) for outcome in seen])
+        _, quality_M = self._known()
         self._scale = compression(quality_M)
         if len(seen) >= REFIT * self._chosen_at:
             self._strengths, self._chosen_at = None, len(seen)
-        rules = self._account.ledger.task.rules
-        kept_MG = np.array([outcome.kept for outcome in seen])
-        self.surrogate = Surrogate.fit(rules, kept_MG, self._scale(quality_M), self._strengths)
+        self.surrogate = self._fitted(np.arange(len(seen)), self._strengths)
         self._strengths = self.surrogate.strengths
 
+    def _fitted(self, place_M: Units, strengths: Strengths | None = None) -> Surrogate:
+        """A surrogate of some of the measured plans."""
+        _, quality_M = self._known()
+        kept_MG = np.array([outcome.kept for outcome in self._account.seen])[place_M]
+        worth_M = compression(quality_M[place_M])(quality_M[place_M])
+        return Surrogate.fit(self._account.ledger.task.rules, kept_MG, worth_M, strengths)
+
+    def _judge(self, budget: float) -> Surrogate | None:
+        """What chooses among plans of one budget of several: fitted to the nearest in cost.
+
+        What tells good plans of a budget apart is small beside what tells budgets apart.
+        """
+        if len(self._account.seen) < FEWEST:
+            return self.surrogate
+        cost_M, _ = self._known()
+        order_M = np.argsort(np.abs(np.log(cost_M / budget)), kind="stable")
+        return self._fitted(np.sort(order_M[: max(NEAREST, int(NEAR * len(order_M)))]))
+
     def _promising(self, kept_NG: Units, budget_N: Floats) -> list[Kept]:
-        """New plans, the most promising first; before there is a surrogate the first ones.
+        """New plans of the budgets whose turn it is, the most promising ones of each.
 
-        Promising is what may beat the best plan that is known at its budget.
+        Plans of different budgets are not compared: small ones promise larger gains.
         """
-        fresh, wanted = self._candidates(kept_NG, budget_N), self._practice.measured
-        found, budgets = list(fresh), np.array([*fresh.values()])
-        if self.surrogate is None or not found:  # a search must go on, even if it repeats itself
-            return (found or [as_kept(kept_NG[0])])[:wanted]
-        plans = np.array(found)
-        gain = self.surrogate(plans) - self._front(budgets)
-        hope = gain + self._practice.optimism * self.surrogate.spread(plans)
-        if np.ptp(budgets) > 0.0:
-            return [found[place] for place in self._of_each_stratum(budgets, gain, hope)]
-        order = np.concatenate([[gain.argmax()], np.argsort(-hope, kind="stable")])
-        return [found[place] for place in dict.fromkeys(order.tolist())][:wanted]
+        several = bool(np.ptp(budget_N) > 0.0)
+        known, found = {outcome.kept for outcome in self._account.seen}, list[Kept]()
+        for budget, turns in self._due(budget_N).items():
+            fresh = _new(map(as_kept, kept_NG[budget_N == budget]), known)
+            if self._joined(several, len(fresh)):
+                fresh += _new(self._neighbours(budget), known.union(fresh))
+            found += self._chosen(fresh, turns, self._judge(budget) if several else self.surrogate)
+            known.update(found)
+        return found or [as_kept(kept_NG[0])]  # a search must go on, even if it repeats itself
 
-    def _candidates(self, kept_NG: Units, budget_N: Floats) -> dict[Kept, float]:
-        """Plans that were not measured, and the budgets they are for.
+    def _due(self, budget_N: Floats) -> dict[float, list[int]]:
+        """Budgets and the turns that fall on them: as often as episodes do, and well spread.
 
-        Plans a trade away from the best measured ones join in where the policy has settled and
-        brings too few, where groups are many (plans that stray in all of them at once are too
-        coarse a choice), and where budgets are (each has few of the lanes).
+        Multiples of the golden ratio leave no gap large, whichever turn is the last.
         """
-        known = {outcome.kept for outcome in self._account.seen}
-        pairs = zip(map(as_kept, kept_NG), budget_N, strict=True)
-        fresh = {kept: float(budget) for kept, budget in pairs if kept not in known}
-        crowded = crowd(self._account.ledger.task.length) > 1.0 or np.ptp(budget_N) > 0.0
-        if self.surrogate is not None and (crowded or len(fresh) < self._practice.measured):
-            for kept, budget in self._neighbours(budget_N):
-                if kept not in known:
-                    fresh.setdefault(kept, budget)
-        return fresh
+        order_N, first, due = np.sort(budget_N), self._turns, dict[float, list[int]]()
+        self._turns += self._practice.measured
+        for turn in range(first, self._turns):
+            place = int(len(order_N) * (turn * GOLDEN % 1.0))
+            due.setdefault(float(order_N[place]), []).append(turn)
+        return due
 
-    def _of_each_stratum(self, budget_N: Floats, gain_N: Floats, hope_N: Floats) -> list[int]:
-        """Places of the most promising plans, one of each of as many ranges of budgets.
+    def _joined(self, several: bool, fresh: int) -> bool:
+        """Whether plans a trade away from the best measured ones compete with the policy's.
 
-        Gains of small budgets are larger and would take all. One range, in turn, goes without
-        optimism.
+        They do where it has settled and brings too few, where groups are many (plans that stray in
+        all of them at once are too coarse a choice), and where budgets are (each has few lanes).
         """
-        wanted = self._practice.measured
-        order, turn = np.argsort(budget_N, kind="stable"), self._measurements % wanted
-        strata = [stratum for stratum in np.array_split(order, wanted) if len(stratum)]
-        scores = [gain_N if number == turn else hope_N for number in range(len(strata))]
-        pairs = zip(strata, scores, strict=True)
-        return [int(stratum[score[stratum].argmax()]) for stratum, score in pairs]
+        many = several or crowd(self._account.ledger.task.length) > 1.0
+        return self.surrogate is not None and (many or fresh < self._practice.measured)
 
-    def _front(self, budget_N: Floats) -> Floats:
-        """Worths of the best plans measured within these budgets, interpolated between plans."""
-        cost_M, quality_M = self._known()
-        order = np.argsort(cost_M, kind="stable")
-        best_M = np.maximum.accumulate(self._scale(quality_M)[order])
-        ahead = np.flatnonzero(np.diff(best_M, prepend=-np.inf) > 0)
-        return np.interp(budget_N, cost_M[order][ahead], best_M[ahead])
+    def _chosen(
+        self, fresh: Sequence[Kept], turns: Sequence[int], judge: Surrogate | None
+    ) -> list[Kept]:
+        """The plans of one budget that are measured; every so many turns one without optimism."""
+        if judge is None or not fresh:
+            return list(fresh[: len(turns)])
+        plans, places = np.array(fresh), list[int]()
+        worth_N = judge(plans)
+        hope_N = worth_N + self._practice.optimism * judge.spread(plans)
+        for turn in turns[: len(fresh)]:
+            score_N = hope_N if turn % self._practice.measured else worth_N
+            order = np.argsort(-score_N, kind="stable").tolist()
+            places.append(next(place for place in order if place not in places))
+        return [fresh[place] for place in places]
 
-    def _neighbours(self, budget_N: Floats) -> list[tuple[Kept, float]]:
-        """Plans some trades away from the best ones within the lanes' budgets, with these."""
+    def _neighbours(self, budget: float) -> list[Kept]:
+        """Plans some trades away from the best ones within a budget."""
         seen, (cost_M, quality_M) = self._account.seen, self._known()
-        order, budgets = np.argsort(-quality_M, kind="stable"), np.unique(budget_N).tolist()
-        task, found = self._account.ledger.task, []
-        best = {budget: order[cost_M[order] <= budget + SLACK][:PARENTS] for budget in budgets}
-        wanted = self._practice.neighbours
-        for n in range(max(wanted, LEAST * len(budgets)) if wanted else 0):
-            budget = budgets[n % len(budgets)]
-            if len(parents := best[budget]):
-                parent = seen[parents[n // len(budgets) % len(parents)]].kept
-                found.append((mutated(task.at(budget), parent, self._generator), budget))
-        return found
+        order, task = np.argsort(-quality_M, kind="stable"), self._account.ledger.task.at(budget)
+        best = [seen[place].kept for place in order[cost_M[order] <= budget + SLACK][:PARENTS]]
+        count = self._practice.neighbours if best else 0
+        return [mutated(task, best[n % len(best)], self._generator) for n in range(count)]
 
     def _known(self) -> tuple[Floats, Floats]:
         """Costs and qualities of the measured plans."""
         seen, rules = self._account.seen, self._account.ledger.task.rules
         cost_M = rules.ratio(np.array([outcome.kept for outcome in seen]))
         return cost_M, np.array([self._account.quality(outcome) for outcome in seen])
+
+
+def _new(plans: Iterable[Kept], known: Set[Kept]) -> list[Kept]:
+    """Each plan once, but for those that are known."""
+    return [kept for kept in dict.fromkeys(plans) if kept not in known]
 
 
 Payment = Measured | Practised

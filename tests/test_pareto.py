@@ -251,36 +251,76 @@ def practised(budgets: tuple[float, ...]) -> tuple[PruningTask, Any]:
     return task, payment
 
 
-def test_promising_is_what_beats_the_best_plan_of_its_own_budget() -> None:
-    """Expected alike, the plan of the smallest budget gains most, wherever it stands."""
+@pytest.mark.parametrize("measured", [1, 3, 4, 8])
+def test_budgets_take_turns(measured: int) -> None:
+    """Small budgets gain more, but what is measured is shared out as the episodes are."""
     task, payment = practised((0.3, 0.8))
-    budget_N = np.array([0.8, 0.55, 0.3, 0.7])
-    plans: list[Any] = [task.at(b).decode([0.1, 0.0, 0.2, 0.0]) for b in budget_N]
-    assert payment._promising(np.array(plans), budget_N) == [plans[2]]
-    low, middle, high = payment._front(np.array([0.3, 0.55, 0.8]))
-    assert low < middle < high
+    payment._practice = Practice(measured=measured)
+    budgets, counts = (0.3, 0.5, 0.8), np.zeros(3, int)
+    budget_N = np.repeat(budgets, (4, 8, 4))
+    generator = np.random.default_rng(0)
+    for _ in range(6):
+        offset_NG = generator.uniform(-0.3, 0.3, (16, task.length))
+        plans = [task.at(b).beside(o.tolist()) for b, o in zip(budget_N, offset_NG, strict=True)]
+        found = payment._promising(np.array(plans), budget_N)
+        assert len(set(found)) == len(found) == measured
+        for kept in found:
+            counts[np.searchsorted(budgets, task.rules.ratio(np.array(kept)) - SLACK)] += 1
+    assert counts.sum() == 6 * measured
+    assert np.abs(counts - 6 * measured * np.array([0.25, 0.5, 0.25])).max() < 3, counts
 
 
-def test_ranges_of_budgets_take_turns_where_there_are_several() -> None:
-    """Small budgets gain more, but do not take all that is measured."""
+def test_one_of_the_plans_measured_together_is_chosen_without_optimism() -> None:
     task, payment = practised((0.3, 0.8))
-    payment._practice = Practice(measured=4)
-    budget_N = np.repeat([0.3, 0.45, 0.6, 0.8], 4)
-    offset_NG = np.random.default_rng(0).uniform(-0.3, 0.3, (16, task.length))
-    plans = [task.at(b).beside(row.tolist()) for b, row in zip(budget_N, offset_NG, strict=True)]
-    found = payment._promising(np.array(plans), budget_N)
-    costs = task.rules.ratio(np.array(found))
-    assert len(found) == 4
-    assert np.all(np.diff(costs) > 0.05), costs
+    payment._practice = Practice(measured=2, neighbours=0)
+    plans = [task.at(b).beside([o, 0.0, 0.0, 0.0]) for b in (0.3, 0.8) for o in (-0.4, 0.4)]
+    payment.surrogate = Doubtful({kept: float(n % 2 == 0) for n, kept in enumerate(plans)})
+    likely, seen = set(plans[::2]), set()
+    for _ in range(8):
+        found = payment._promising(np.array(plans), np.repeat([0.3, 0.8], 2))
+        assert len(likely.intersection(found)) == 1
+        seen.update(found)
+    assert seen == set(plans), "no budget goes without the one or the other"
 
 
-def test_neighbours_stand_in_at_all_budgets() -> None:
+class Doubtful:
+    """A surrogate that is unsure of what it expects little of."""
+
+    def __init__(self, expected: dict[Any, float]) -> None:
+        self.expected = expected
+
+    def __call__(self, kept_NG: Any) -> Any:
+        return np.array([self.expected[tuple(row)] for row in kept_NG.tolist()])
+
+    def spread(self, kept_NG: Any) -> Any:
+        return 2.0 * (1.0 - self(kept_NG))
+
+
+def test_one_budget_of_several_is_judged_by_the_plans_nearest_in_cost(monkeypatch: Any) -> None:
+    monkeypatch.setattr("agents.account.NEAREST", 3)
+    task = uneven(budget=0.8, width=40)
+    ledger = Ledger(task, 50)
+    for budget in np.linspace(0.2, 0.8, 20):
+        ledger.measure(task.at(float(budget)).decode([0.0] * task.length))
+    payment: Any = Practised(Account(ledger), Practice(), 0)
+    cost = task.rules.ratio(np.array([outcome.kept for outcome in ledger.history]))
+    for budget in (0.2, 0.5, 0.8):
+        judge = payment._judge(budget)
+        assert len(judge.place_MG) == 8
+        away = np.abs(np.log(cost / budget))
+        asked = judge._place(np.array([o.kept for o in ledger.history]))
+        used = [bool(np.isclose(judge.place_MG, row).all(1).any()) for row in asked]
+        assert max(away[used]) <= min(away[~np.array(used)])
+
+
+def test_neighbours_stand_in_at_any_budget() -> None:
     task, payment = practised((0.3, 0.5, 0.8))
-    budget_N = np.array([0.3, 0.3, 0.5, 0.8])
-    found = payment._neighbours(budget_N)
-    assert {budget for _, budget in found} == {0.3, 0.5, 0.8}
-    for kept, budget in found:
-        assert task.at(budget).within_budget(kept)
+    for budget in (0.3, 0.45, 0.8):
+        found = payment._neighbours(budget)
+        assert len(found) == Practice().neighbours
+        assert len(set(found)) > 1
+        assert all(task.at(budget).within_budget(kept) for kept in found)
+    assert payment._neighbours(0.1) == [], "no plan is known there"
 
 
 # --- what the page says --------------------------------------------------------------------------
