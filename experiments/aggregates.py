@@ -74,6 +74,20 @@ def improvement(strata: Sequence[tuple[Sample, Sample]], seed: int = 0) -> Estim
     return _estimate(float(np.mean(found)), np.mean(drawn, axis=0))
 
 
+def ratio_of_means(one: Sample, other: Sample, seed: int = 0) -> Estimate:
+    """The interquartile mean of `one` over that of `other`; seeds of both are drawn again.
+
+    Args:
+        one: a figure of each seed.
+        other: the same of something else, above 0.
+        seed: of the resampling.
+    """
+    generator = np.random.default_rng(seed)
+    means = [interquartile_mean(np.asarray(values, np.float64)) for values in (one, other)]
+    drawn = [interquartile_mean(_drawn(values, generator)) for values in (one, other)]
+    return _estimate(float(means[0] / means[1]), drawn[0] / drawn[1])
+
+
 def _drawn(values: Sample, generator: np.random.Generator) -> Floats:
     """The seeds of a stratum drawn again with replacement, (R, N)."""
     sample = np.asarray(values, dtype=np.float64)

@@ -75,7 +75,7 @@ def compared(config: ParetoConfig, command: str) -> dict[str, Any]:
     return {
         **facts,
         "verdict": verdict(rows),
-        "ratios": {f"{budget:g}": ratio for budget, ratio in ratios(rows).items()},
+        "ratios": {f"{budget:g}": vars(ratio) for budget, ratio in ratios(rows).items()},
         "rows": rows,
         "series": [*config.searchers, POLICY, MANY, SINGLE],
         "seconds": {

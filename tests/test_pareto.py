@@ -336,10 +336,21 @@ def row(budget: float, many: float, single: float | None = None) -> dict[str, An
 
 def test_the_verdict_counts_budgets_with_a_single_search() -> None:
     rows = [row(0.3, 0.2, 0.1), row(0.4, 0.1), row(0.5, 0.05, 0.1), row(0.7, 0.0101, 0.01)]
-    assert ratios(rows) == pytest.approx({0.3: 2.0, 0.5: 0.5, 0.7: 1.01})
+    values = {budget: ratio.value for budget, ratio in ratios(rows).items()}
+    assert values == pytest.approx({0.3: 2.0, 0.5: 0.5, 0.7: 1.01})
     said = verdict(rows)
-    for part in ("2.000 at 30 %", "0.500 at 50 %", "1 of 3 budgets", "worse at 2."):
+    for part in ("2.000 at 30 %", "0.500 at 50 %", "1 of 3 budgets", "2 % worse at 2, clearly"):
         assert part in said
+
+
+def test_a_ratio_of_several_seeds_has_an_interval() -> None:
+    series = {MANY: {"kl": [0.2, 0.3, 0.4, 0.5]}, SINGLE: {"kl": [0.1, 0.2, 0.3, 9.0]}}
+    found = ratios([{"budget": 0.5, "series": series}])[0.5]
+    assert found.value == pytest.approx(0.35 / 0.25)
+    assert found.low < 1 < found.value < found.high
+    far = {MANY: {"kl": [0.5, 0.6]}, SINGLE: {"kl": [0.1, 0.2]}}
+    said = verdict([{"budget": 0.5, "series": far}, {"budget": 0.7, "series": series}])
+    assert said.endswith("clearly worse (the whole interval) at 1.")
 
 
 def test_help_is_quick_to_import() -> None:
