@@ -32,6 +32,7 @@ PARENTS = 3
 NEAR, NEAREST = 0.4, 60
 """Share of the measured plans that one budget of several is judged by, and at least how many."""
 GOLDEN = (5.0**0.5 - 1.0) / 2.0
+"""The fraction whose multiples, modulo 1, stay spread out best."""
 REFIT = 1.3
 """Growth of the measured plans after which a surrogate's strengths are chosen anew."""
 
@@ -138,6 +139,35 @@ class Practice:
 PRACTICE = Practice()
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """The M measured plans (M, G), with their costs and qualities, both (M,)."""
+
+    kept_MG: Units
+    cost_M: Floats
+    quality_M: Floats
+
+    @staticmethod
+    def of(account: Account) -> Seen:
+        """What an account has measured in full, in order."""
+        seen, task = account.seen, account.ledger.task
+        kept_MG = np.array([outcome.kept for outcome in seen], np.int64).reshape(-1, task.length)
+        quality_M = np.array([account.quality(outcome) for outcome in seen])
+        return Seen(kept_MG, task.rules.ratio(kept_MG), quality_M)
+
+    def nearest(self, budget: float) -> Seen:
+        """The share of them that one budget of several is judged by: those nearest in cost."""
+        order_M = np.argsort(np.abs(np.log(self.cost_M / budget)), kind="stable")
+        near = np.sort(order_M[: max(NEAREST, int(NEAR * len(order_M)))])
+        return Seen(self.kept_MG[near], self.cost_M[near], self.quality_M[near])
+
+    def best(self, budget: float, count: int) -> list[Kept]:
+        """The plans within a budget that lose least, at most `count`."""
+        order_M = np.argsort(-self.quality_M, kind="stable")
+        within = order_M[self.cost_M[order_M] <= budget + SLACK][:count]
+        return [as_kept(row) for row in self.kept_MG[within]]
+
+
 class Practised:
     """Finished plans are paid by a surrogate; the most promising ones are measured now and then."""
 
@@ -174,33 +204,28 @@ class Practised:
     def _measure(self, kept_NG: Units, budget_N: Floats) -> None:
         for kept in self._promising(kept_NG, budget_N):
             self._account.measure(kept)
-        seen = self._account.seen
-        if len(seen) < FEWEST:
+        seen = Seen.of(self._account)
+        if len(seen.kept_MG) < FEWEST:
             return
-        _, quality_M = self._known()
-        self._scale = compression(quality_M)
-        if len(seen) >= REFIT * self._chosen_at:
-            self._strengths, self._chosen_at = None, len(seen)
-        self.surrogate = self._fitted(np.arange(len(seen)), self._strengths)
+        self._scale = compression(seen.quality_M)
+        if len(seen.kept_MG) >= REFIT * self._chosen_at:
+            self._strengths, self._chosen_at = None, len(seen.kept_MG)
+        self.surrogate = self._fitted(seen, self._scale, self._strengths)
         self._strengths = self.surrogate.strengths
 
-    def _fitted(self, place_M: Units, strengths: Strengths | None = None) -> Surrogate:
-        """A surrogate of some of the measured plans."""
-        _, quality_M = self._known()
-        kept_MG = np.array([outcome.kept for outcome in self._account.seen])[place_M]
-        worth_M = compression(quality_M[place_M])(quality_M[place_M])
-        return Surrogate.fit(self._account.ledger.task.rules, kept_MG, worth_M, strengths)
+    def _fitted(self, seen: Seen, scale: Scale, strengths: Strengths | None = None) -> Surrogate:
+        rules = self._account.ledger.task.rules
+        return Surrogate.fit(rules, seen.kept_MG, scale(seen.quality_M), strengths)
 
-    def _judge(self, budget: float) -> Surrogate | None:
+    def _judge(self, seen: Seen, budget: float) -> Surrogate | None:
         """What chooses among plans of one budget of several: fitted to the nearest in cost.
 
         What tells good plans of a budget apart is small beside what tells budgets apart.
         """
-        if len(self._account.seen) < FEWEST:
+        if len(seen.kept_MG) < FEWEST:
             return self.surrogate
-        cost_M, _ = self._known()
-        order_M = np.argsort(np.abs(np.log(cost_M / budget)), kind="stable")
-        return self._fitted(np.sort(order_M[: max(NEAREST, int(NEAR * len(order_M)))]))
+        near = seen.nearest(budget)
+        return self._fitted(near, compression(near.quality_M))
 
     def _promising(self, kept_NG: Units, budget_N: Floats) -> list[Kept]:
         """New plans of the budgets whose turn it is, the most promising ones of each.
@@ -208,12 +233,14 @@ class Practised:
         Plans of different budgets are not compared: small ones promise larger gains.
         """
         several = bool(np.ptp(budget_N) > 0.0)
-        known, found = {outcome.kept for outcome in self._account.seen}, list[Kept]()
+        seen, found = Seen.of(self._account), list[Kept]()
+        known = set(map(as_kept, seen.kept_MG))
         for budget, turns in self._due(budget_N).items():
             fresh = _new(map(as_kept, kept_NG[budget_N == budget]), known)
             if self._joined(several, len(fresh)):
-                fresh += _new(self._neighbours(budget), known.union(fresh))
-            found += self._chosen(fresh, turns, self._judge(budget) if several else self.surrogate)
+                fresh += _new(self._neighbours(seen, budget), known.union(fresh))
+            judge = self._judge(seen, budget) if several else self.surrogate
+            found += self._chosen(fresh, turns, judge)
             known.update(found)
         return found or [as_kept(kept_NG[0])]  # a search must go on, even if it repeats itself
 
@@ -253,19 +280,11 @@ class Practised:
             places.append(next(place for place in order if place not in places))
         return [fresh[place] for place in places]
 
-    def _neighbours(self, budget: float) -> list[Kept]:
+    def _neighbours(self, seen: Seen, budget: float) -> list[Kept]:
         """Plans some trades away from the best ones within a budget."""
-        seen, (cost_M, quality_M) = self._account.seen, self._known()
-        order, task = np.argsort(-quality_M, kind="stable"), self._account.ledger.task.at(budget)
-        best = [seen[place].kept for place in order[cost_M[order] <= budget + SLACK][:PARENTS]]
+        best, task = seen.best(budget, PARENTS), self._account.ledger.task.at(budget)
         count = self._practice.neighbours if best else 0
         return [mutated(task, best[n % len(best)], self._generator) for n in range(count)]
-
-    def _known(self) -> tuple[Floats, Floats]:
-        """Costs and qualities of the measured plans."""
-        seen, rules = self._account.seen, self._account.ledger.task.rules
-        cost_M = rules.ratio(np.array([outcome.kept for outcome in seen]))
-        return cost_M, np.array([self._account.quality(outcome) for outcome in seen])
 
 
 def _new(plans: Iterable[Kept], known: Set[Kept]) -> list[Kept]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,13 @@ from experiments.aggregates import Estimate, mean_if_known, ratio_of_means
 from experiments.compare_job import Job
 from experiments.curves import NEAR
 from experiments.findings import leaders
-from experiments.formats import MISSING, cost_name, duration, percent
+from experiments.formats import MISSING, cost_name, duration, percent, plain
 from experiments.front_figures import front_figure
 from experiments.page import Block, Cell, Fold, Heading, Picture, Table, Text
 from experiments.pareto_config import ParetoConfig
 from experiments.quality import Yardstick, yardstick_of
 from experiments.series import style_of
-from experiments.summaries import nats
+from experiments.summaries import interval_cell, nats
 from experiments.tables import settings_table
 
 Results = Mapping[str, Any]
@@ -71,7 +72,9 @@ def ratios(rows: Sequence[Row]) -> dict[float, Estimate]:
 def verdict(rows: Sequence[Row]) -> str:
     """Whether one policy of many budgets is as good as one search for each."""
     found = ratios(rows)
-    said = ", ".join(f"{_said(ratio)} at {percent(b, 0)}" for b, ratio in sorted(found.items()))
+    said = ", ".join(
+        f"{_ratio_cell(r).plain()} at {percent(b, 0)}" for b, r in sorted(found.items())
+    )
     values = [ratio.value for ratio in found.values()]
     lower = sum(value <= 1 for value in values)
     near = sum(value <= 1 + NEAR for value in values)
@@ -84,10 +87,8 @@ def verdict(rows: Sequence[Row]) -> str:
     )
 
 
-def _said(ratio: Estimate) -> str:
-    """A ratio and its interval, if it has one."""
-    interval = f" ({ratio.low:.3f} to {ratio.high:.3f})" if ratio.high > ratio.low else ""
-    return f"{ratio.value:.3f}{interval}"
+def _ratio_cell(ratio: Estimate) -> Cell:
+    return interval_cell(ratio.value, ratio.low, ratio.high, partial(plain, digits=3))
 
 
 def blocks_of(results: Results, name: str) -> list[Block]:
@@ -152,7 +153,7 @@ def front_table(results: Results, key: str, sign: int, show: Callable[[Any], str
             for k, value in enumerate(values)
         ]
         ratio = found.get(row["budget"])
-        more = [Cell(MISSING if ratio is None else _said(ratio))] if key == "kl" else []
+        more = [Cell(MISSING) if ratio is None else _ratio_cell(ratio)] if key == "kl" else []
         first = Cell(percent(row["budget"], 0), colour=style_of(agent).colour)
         lines.append((first, *cells, *more))
     more_titles = (f"{MANY} / {SINGLE}",) if key == "kl" else ()

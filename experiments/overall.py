@@ -14,7 +14,7 @@ from experiments.formats import MISSING, plain
 from experiments.page import Cell, Table
 from experiments.quality import yardstick_of
 from experiments.series import style_of
-from experiments.summaries import nats
+from experiments.summaries import interval_cell, nats
 
 Run = Mapping[str, Any]
 CellResults = Mapping[str, Any]
@@ -127,5 +127,4 @@ def _chances(value: Any) -> str:
 def _cell(estimate: Estimate | None, show: Any, best: bool = False) -> Cell:
     if estimate is None:
         return Cell(MISSING)
-    low, high = show(estimate.low), show(estimate.high)
-    return Cell(show(estimate.value), "" if low == high else f"{low} to {high}", best)
+    return interval_cell(estimate.value, estimate.low, estimate.high, show, best)

@@ -28,13 +28,12 @@ from experiments.texts import PAD, SentenceBatches, Words, load_characters, load
 from experiments.tokens import TokenBatches
 from prune_env import PruningTask, register_task
 from prune_env.errors import ConfigError
-from prune_env.mdp.registry import TASKS, resolve_factory
+from prune_env.mdp.registry import resolve_factory
 from prune_env.recovery.finetune import FinetuneSettings
 from prune_env.tasks import builtin
 from prune_env.tasks.digits import DigitsNet, dense_digits
 
 PRESETS = {
-    "digits": "experiments.presets:digits",
     "resnet20_cifar10": "experiments.cifar:resnet20_cifar10",
     "resnet56_cifar10": "experiments.cifar:resnet56_cifar10",
     "mobilenetv2_cifar10": "experiments.cifar:mobilenetv2_cifar10",
@@ -44,7 +43,9 @@ PRESETS = {
     "vit_cifar10": "experiments.presets:vit_cifar10",
     "bert_sst2": "experiments.presets:bert_sst2",
 }
-"""Name -> factory of a `Project`. Add one here; it goes before a task of the package's own."""
+"""Name -> factory of a `Project`. Add one here."""
+WHOLE = {"digits": "experiments.presets:digits"}
+"""The same for tasks that the package registers itself, without val and test."""
 
 DECODER: Mapping[str, Any] = {
     "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8,
@@ -85,9 +86,8 @@ def open_named(name: str, **options: Any) -> Project | PruningTask:
         ConfigError: there is no such name, or its function returns something else.
     """
     for preset, target in PRESETS.items():
-        if preset not in TASKS:
-            register_task(preset, target)
-    made: Any = resolve_factory(PRESETS.get(name, name))(**options)
+        register_task(preset, target)
+    made: Any = resolve_factory(WHOLE.get(name, name))(**options)
     if not isinstance(made, (Project, PruningTask)):
         raise ConfigError(
             f"'{name}' returned a {type(made).__name__}. Return a PruningTask (search only) "
@@ -100,10 +100,11 @@ def digits(**options: Any) -> Project:
     """The task that comes with the package, and the images it leaves alone."""
     splits = load_splits("digits", seed=0)
     batches = partial(loader, mean=splits.mean, std=splits.std)
-    task = builtin.digits(**options)
+    dense = dense_digits()
+    task = builtin.digits_task(dense, **options)
     return Project(
         name=task.name,
-        dense=dense_digits(),
+        dense=dense,
         task=task,
         train=batches(splits.train, batch_size=64, shuffle=True),
         val=batches(splits.val, batch_size=250),

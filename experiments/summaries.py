@@ -176,6 +176,12 @@ def _ahead(summaries: Sequence[Summary], measure: Measure) -> set[int]:
 
 
 def _cell(spread: Spread, show: Callable[[Any], str], best: bool) -> Cell:
-    same = show(spread.low) == show(spread.high)
-    interval = "" if same else f"{show(spread.low)} to {show(spread.high)}"
-    return Cell(show(spread.iqm), interval, best)
+    return interval_cell(spread.iqm, spread.low, spread.high, show, best)
+
+
+def interval_cell(
+    value: float, low: float, high: float, show: Callable[[Any], str], best: bool = False
+) -> Cell:
+    """A figure with its interval, if that is wide enough to be seen."""
+    ends = show(low), show(high)
+    return Cell(show(value), "" if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}", best)

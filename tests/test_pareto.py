@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.account import Account, Practice, Practised
+from agents.account import Account, Practice, Practised, Seen
 from agents.allocators import PATHS, plan_of
 from agents.sb3 import learn
 from experiments import compare, compare_task
@@ -305,7 +305,7 @@ def test_one_budget_of_several_is_judged_by_the_plans_nearest_in_cost(monkeypatc
     payment: Any = Practised(Account(ledger), Practice(), 0)
     cost = task.rules.ratio(np.array([outcome.kept for outcome in ledger.history]))
     for budget in (0.2, 0.5, 0.8):
-        judge = payment._judge(budget)
+        judge = payment._judge(Seen.of(payment._account), budget)
         assert len(judge.place_MG) == 8
         away = np.abs(np.log(cost / budget))
         asked = judge._place(np.array([o.kept for o in ledger.history]))
@@ -315,12 +315,13 @@ def test_one_budget_of_several_is_judged_by_the_plans_nearest_in_cost(monkeypatc
 
 def test_neighbours_stand_in_at_any_budget() -> None:
     task, payment = practised((0.3, 0.5, 0.8))
+    seen = Seen.of(payment._account)
     for budget in (0.3, 0.45, 0.8):
-        found = payment._neighbours(budget)
+        found = payment._neighbours(seen, budget)
         assert len(found) == Practice().neighbours
         assert len(set(found)) > 1
         assert all(task.at(budget).within_budget(kept) for kept in found)
-    assert payment._neighbours(0.1) == [], "no plan is known there"
+    assert payment._neighbours(seen, 0.1) == [], "no plan is known there"
 
 
 # --- what the page says --------------------------------------------------------------------------
