@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from experiments.nets import VGG16, CifarMobileNetV2, CifarResNet, CifarVGG
 from prune_env.errors import ConfigError, ModelError
-from prune_env.storage import load_tensors
+from prune_env.storage import load_foreign
 from prune_env.tasks.digits import DigitsNet
 
 MODELS: dict[str, Callable[[int], nn.Module]] = {
@@ -71,7 +71,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
 
 def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
-        return _plain(load_tensors(path), path)
+        return _plain(load_foreign(path), path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load lets through whatever damaged bytes run into

@@ -1,15 +1,36 @@
-"""Atomic files: whatever goes wrong, the old file or the new one, and nothing beside it."""
+"""Atomic, sealed files: the old one or the new one whole, and to the bit what was written."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prune_env.errors import RunError
-from prune_env.storage import load_tensors, save_tensors, write_bytes, write_text
+from prune_env.storage import (
+    SEAL,
+    Unreadable,
+    load_described,
+    load_foreign,
+    load_tensors,
+    read_json,
+    read_sealed,
+    save_tensors,
+    seal,
+    unseal,
+    write_bytes,
+    write_json,
+    write_sealed,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -104,3 +125,100 @@ def test_files_without_tensors_are_refused(tmp_path: Path) -> None:
     for name in ("text", "empty", "torn", "missing", "."):
         with pytest.raises(RunError, match="cannot read tensors from"):
             load_tensors(tmp_path / name)
+
+
+# ---- seals: what was written, or refused
+
+
+DOCUMENT = {"name": "grün", "numbers": [1, 2.5, -0.0, 1e300], "nested": {"1": None, "on": True}}
+
+
+def damaged(data: bytes, draw: st.DataObject) -> bytes:
+    """One bit turned, the end cut off, or a stretch deleted, or zeroed."""
+    start = draw.draw(st.integers(0, len(data) - 1))
+    stop = min(len(data), start + draw.draw(st.sampled_from([1, 2, 7, 64])))
+    turned = data[start] ^ (1 << draw.draw(st.integers(0, 7)))
+    return draw.draw(
+        st.sampled_from(
+            [
+                data[:start] + bytes([turned]) + data[start + 1 :],
+                data[:start],
+                data[:start] + data[stop:],
+                data[:start] + bytes(stop - start) + data[stop:],
+            ]
+        )
+    )
+
+
+def test_documents_come_back(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "d.json", {**DOCUMENT, 3: "a number as a name"})
+    assert read_json(path, "document") == {**DOCUMENT, "3": "a number as a name"}
+    assert unseal(seal(DOCUMENT)) == DOCUMENT
+    assert "\n" not in seal({"text": "a\nb"})
+
+
+def test_layout_and_order_of_a_document_are_free_and_the_seal_may_be_taken_out() -> None:
+    content = json.loads(seal(DOCUMENT))
+    assert unseal(json.dumps(dict(reversed(content.items())), indent=7)) == DOCUMENT
+    del content[SEAL]
+    content["name"] = "edited"
+    assert unseal(json.dumps(content), required=False)["name"] == "edited"
+    with pytest.raises(Unreadable, match='no "sha256"'):
+        unseal(json.dumps(content))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "{", "[" * 9999, '{"sha256": 3}', "\ud800"])
+def test_what_is_no_document_says_so(text: str) -> None:
+    for required in (True, False):
+        with pytest.raises(Unreadable):
+            unseal(text, required=required)
+
+
+@given(data=st.data())
+@settings(max_examples=300)
+def test_a_damaged_document_is_refused_or_says_the_same(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_json(Path(folder) / "d.json", DOCUMENT)
+        path.write_bytes(damaged(path.read_bytes(), data))
+        with contextlib.suppress(RunError):
+            assert read_json(path, "document") == DOCUMENT
+
+
+@given(data=st.data())
+@settings(max_examples=300)
+def test_damaged_tensors_and_bytes_are_refused(data: st.DataObject) -> None:
+    """Header, names, shapes, kinds, values, metadata, padding: every byte of the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        tensors = {"a": torch.arange(5.0), "b": torch.tensor([[True, False]])}
+        path = save_tensors(Path(folder) / "t", tensors, {"plan": seal(DOCUMENT)})
+        whole = path.read_bytes()
+        path.write_bytes(broken := damaged(whole, data))
+        with pytest.raises(RunError) if broken != whole else contextlib.nullcontext():
+            load_described(path)
+        path = write_sealed(Path(folder) / "b", whole)
+        assert read_sealed(path, "thing") == whole
+        sealed = path.read_bytes()
+        path.write_bytes(broken := damaged(sealed, data))
+        with pytest.raises(RunError) if broken != sealed else contextlib.nullcontext():
+            read_sealed(path, "thing")
+
+
+def test_foreign_tensors_are_read_and_ours_verified(tmp_path: Path) -> None:
+    tensors = {"sha256": torch.ones(3)}
+    foreign = tmp_path / "foreign"
+    safetensors.torch.save_file(tensors, foreign)
+    assert torch.equal(load_foreign(foreign)["sha256"], torch.ones(3))
+    with pytest.raises(RunError, match="no sha256 of ours"):
+        load_tensors(foreign)
+    ours = save_tensors(tmp_path / "ours", tensors, {"about": "x"})
+    assert load_described(ours)[1] == {"about": "x"}
+    assert torch.equal(safetensors.torch.load_file(ours)["sha256"], torch.ones(3))
+    ours.write_bytes(ours.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(RunError, match="a byte has changed"):
+        load_foreign(ours)
+
+
+def test_what_is_missing_is_named_with_the_cure(tmp_path: Path) -> None:
+    for read in (read_json, read_sealed):
+        with pytest.raises(RunError, match=r"cannot read the note '.*none': No such.*Ask again"):
+            read(tmp_path / "none", "note", "Ask again.")
