@@ -51,11 +51,11 @@ def read_value(kind: Any, value: Any, place: str, special: Special | None = None
     if kind in _PLAIN:
         return _plain(kind, value, place)
     if dataclasses.is_dataclass(kind):
-        return _record(cast(type[Any], kind), value, place, special)
+        return _record(kind, value, place, special)
     return _COMPOUND[get_origin(kind)](get_args(kind), value, place, special)
 
 
-def _record(kind: type[Any], value: Any, place: str, special: Special) -> Any:
+def _record(kind: Any, value: Any, place: str, special: Special) -> Any:
     _require(isinstance(value, Mapping), "an object with fields", value, place)
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     unknown = [name for name in value if name not in fields]
