@@ -9,6 +9,7 @@ from prune_env.mdp.task import PruningTask
 from prune_env.measure.costs import CostModel
 from prune_env.measure.table import format_groups
 from prune_env.recovery.finetune import FinetuneSettings, finetune
+from prune_env.recovery.masks import KeepMasks
 from prune_env.structure.discover import find_groups
 from prune_env.surgery.apply import compact, masked
 from prune_env.surgery.plan import PruningPlan
@@ -17,6 +18,7 @@ from prune_env.surgery.repair import reestimate_batchnorm
 __all__ = [
     "CostModel",
     "FinetuneSettings",
+    "KeepMasks",
     "Ledger",
     "PruneEnv",
     "PruneEnvError",

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from toys import NAMES, identical, outputs, snapshot, toy
 
-from prune_env.deploy.bundle import METADATA, PLAN, WEIGHTS, load, save, size_on_disk
+from prune_env.deploy.bundle import (
+    MASKS,
+    METADATA,
+    PLAN,
+    WEIGHTS,
+    load,
+    load_masks,
+    save,
+    size_on_disk,
+)
 from prune_env.errors import ModelError, PlanError, RunError
+from prune_env.recovery.masks import KeepMasks
+from prune_env.structure.weights import weight_groups
 from prune_env.surgery.apply import compact
 from prune_env.surgery.plan import PruningPlan
 from prune_env.testing import TOYS, toy_inputs, toy_model
@@ -127,3 +140,56 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot write .*Choose a folder you may write to"):
         bundle(tmp_path / "file" / "model")
+
+
+# ---- keep masks
+
+
+def sparse(folder: Path, kind: str, **options: Any) -> tuple[nn.Module, PruningPlan]:
+    model = toy_model("chain", seed=7)
+    groups = weight_groups(model, kind, layers=("hidden", "features.2"))
+    plan = PruningPlan.uniform(model, groups, 0.5)
+    save(folder, small := compact(model, plan), plan, **options)
+    return small, plan
+
+
+@pytest.mark.parametrize("kind", ["unstructured", "per_row", "2:4", "block:2"])
+def test_masks_are_saved_beside_the_weights_they_belong_to(kind: str, tmp_path: Path) -> None:
+    small, plan = sparse(tmp_path, kind)
+    assert (tmp_path / MASKS).is_file()
+    masks, of_plan = load_masks(tmp_path), KeepMasks.of_plan(plan, small)
+    assert masks.digest == of_plan.digest
+    assert masks.removed == sum(int((small.get_parameter(n) == 0).sum()) for n in masks.keep) > 0
+    assert identical(snapshot(load(tmp_path, TOYS["chain"])), snapshot(small.eval()))
+    bundle(tmp_path, "chain")  # structured, into the same folder
+    assert not (tmp_path / MASKS).exists()
+    assert load_masks(tmp_path).keep == {}
+
+
+def test_masks_of_the_users_own_come_back(tmp_path: Path) -> None:
+    """A ticket empties a matrix: the loaded network does not train it again."""
+    model = toy_model("chain")
+    ticket = KeepMasks({"hidden.weight": torch.zeros(12, 96, dtype=torch.bool)})
+    ticket.apply_to(model)
+    save(tmp_path, model, PruningPlan((), {}), masks=ticket)
+    again = load(tmp_path, TOYS["chain"])
+    assert load_masks(tmp_path).digest == ticket.digest
+    assert [n for n, p in again.named_parameters() if not p.requires_grad] == ["hidden.weight"]
+
+
+def test_missing_or_foreign_masks_are_refused(tmp_path: Path) -> None:
+    sparse(tmp_path / "one", "unstructured")
+    sparse(tmp_path / "other", "2:4")
+    shutil.copy(tmp_path / "other" / MASKS, tmp_path / "one" / MASKS)
+    with pytest.raises(RunError, match="does not hold the keep masks"):
+        load(tmp_path / "one", TOYS["chain"])
+    (tmp_path / "other" / MASKS).unlink()
+    with pytest.raises(RunError, match="does not hold the keep masks"):
+        load(tmp_path / "other", TOYS["chain"])
+
+
+def test_a_plan_of_another_network_is_not_saved(tmp_path: Path) -> None:
+    small, plan = sparse(tmp_path, "unstructured")
+    narrow = PruningPlan.uniform(small, toy("chain").live, 0.5)
+    with pytest.raises(PlanError, match="the shape"):
+        save(tmp_path, compact(small, narrow), plan)

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from prune_env.deploy.configs import model_from_config, save_config
 from prune_env.errors import ModelError, PlanError, RunError
+from prune_env.recovery.masks import KeepMasks
 from prune_env.storage import load_tensors, save_tensors, write_text
 from prune_env.structure.rewrite import tensors_of
 from prune_env.surgery.apply import compact
 from prune_env.surgery.plan import PruningPlan
 
 WEIGHTS, PLAN, METADATA = "model.safetensors", "plan.json", "metadata.json"
+MASKS = "masks.safetensors"
+"""Beside them where single weights were removed."""
 Factory = Callable[[], nn.Module]
 
 
@@ -27,6 +30,7 @@ def save(
     model: nn.Module,
     plan: PruningPlan,
     metadata: Mapping[str, Any] | None = None,
+    masks: KeepMasks | None = None,
 ) -> Path:
     """Write a pruned network to `folder`.
 
@@ -39,23 +43,32 @@ def save(
         model: the small network that `compact` returned, fine-tuned or not.
         plan: the plan it was made with.
         metadata: anything JSON-able worth keeping (accuracy, data, commands).
+        masks: which weights stay when the network is tuned on; None: those that the plan leaves
+            and that are not zero.
 
     Raises:
         RunError: the folder cannot be written.
+        PlanError: the plan makes another network.
     """
     folder = Path(folder)
+    if masks is None:
+        masks = KeepMasks.of_plan(plan, model) & KeepMasks.of_network(model)
     content = {
         "format": 1,
         "class": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": str(next((p.dtype for p in model.parameters()), torch.float32)),
+        "masks": masks.digest,
         "torch": torch.__version__,
         "metadata": dict(metadata or {}),
     }
     described = json.dumps(content, indent=1)
-    with contextlib.suppress(OSError):  # what cannot be removed cannot be written: said below
-        (folder / METADATA).unlink()
+    for old in (METADATA, MASKS):
+        with contextlib.suppress(OSError):  # what cannot be removed cannot be written: said below
+            (folder / old).unlink()
     save_tensors(folder / WEIGHTS, distinct(model))
+    if masks.keep:
+        save_tensors(folder / MASKS, masks.packed())
     save_config(model, folder)
     plan.save(folder / PLAN)
     write_text(folder / METADATA, described)
@@ -91,7 +104,24 @@ def load(folder: str | Path, factory: Factory | None = None) -> nn.Module:
             f"the factory does not make the dense network of '{folder}': {error}"
         ) from error
     load_weights_into(small, folder)
+    masks = load_masks(folder)
+    masks.apply_to(small)
+    for name in masks.emptied:  # nothing is left there to train
+        small.get_parameter(name).requires_grad_(False)
     return small.eval()
+
+
+def load_masks(folder: str | Path) -> KeepMasks:
+    """Which weights stay when the network in `folder` is tuned on.
+
+    Raises:
+        RunError: the masks are missing, or are not those that were saved.
+    """
+    path = Path(folder) / MASKS
+    masks = KeepMasks.of_packed(load_tensors(path)) if path.exists() else KeepMasks({})
+    if masks.digest != described(Path(folder)).get("masks"):
+        raise RunError(f"'{path}' does not hold the keep masks of this model. Save it again.")
+    return masks
 
 
 def described(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from prune_env.recovery.epoch import Quality, accuracy_and_loss
 from prune_env.recovery.finetune import EpochRecord, FinetuneResult, finetune
+from prune_env.recovery.masks import KeepMasks
 from prune_env.recovery.schedule import OPTIMIZERS, FinetuneSettings, learning_rate_at
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "EpochRecord",
     "FinetuneResult",
     "FinetuneSettings",
+    "KeepMasks",
     "Quality",
     "accuracy_and_loss",
     "finetune",

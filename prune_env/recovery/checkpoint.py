@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prune_env.errors import RunError
+from prune_env.recovery.masks import KeepMasks
 from prune_env.recovery.schedule import FinetuneSettings
 from prune_env.storage import write_bytes
 
@@ -70,7 +71,11 @@ def snapshot(state: Any) -> Any:
 
 
 def fingerprint(
-    settings: FinetuneSettings, model: nn.Module, teacher: nn.Module | None, steps: int
+    settings: FinetuneSettings,
+    model: nn.Module,
+    teacher: nn.Module | None,
+    steps: int,
+    masks: KeepMasks,
 ) -> Fingerprint:
     """What two runs must share for one to go on where the other stopped.
 
@@ -83,6 +88,7 @@ def fingerprint(
         "initial weights": _digest(model),
         "teacher": "none" if teacher is None else _digest(teacher),
         "steps per epoch": steps,
+        "masks": masks.digest,
     }
 
 

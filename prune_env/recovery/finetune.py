@@ -34,6 +34,7 @@ from prune_env.recovery.epoch import (
     device_of,
     logits_for,
 )
+from prune_env.recovery.masks import KeepMasks
 from prune_env.recovery.schedule import FinetuneSettings, build_optimizer, learning_rate_at
 
 __all__ = ["EpochRecord", "FinetuneResult", "FinetuneSettings", "finetune"]
@@ -48,12 +49,14 @@ class FinetuneResult:
         history: what was measured after every epoch, epoch 0 first.
         best_epoch: the one that val chose.
         last: state_dict after the last epoch, on the CPU, for those who want no choice.
+        masks: what stayed zero.
     """
 
     model: nn.Module
     history: tuple[EpochRecord, ...]
     best_epoch: int
     last: Mapping[str, Any]
+    masks: KeepMasks
 
 
 def finetune(
@@ -63,6 +66,7 @@ def finetune(
     *,
     settings: FinetuneSettings = FinetuneSettings(),  # noqa: B008 (frozen)
     teacher: nn.Module | None = None,
+    masks: KeepMasks | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> FinetuneResult:
@@ -73,21 +77,33 @@ def finetune(
     seeded by `(settings.seed, epoch)` and put back afterwards, so a shuffling DataLoader gives
     the same batches in every run; a loader with a generator of its own must see to that itself.
 
+    What was removed stays removed: after every step the zeros of the matrices and kernels that came
+    in are zero again. They are read from the weights, not from a plan or a mark on the module,
+    because weights survive whatever a network goes through on its way here (copies, `state_dict`,
+    files, other tools, earlier rounds), so that nobody can forget to say it. A matrix that is zero
+    all over is left free, being the beginning of something (LoRA, a new table); networks that
+    `env.network()` and `load` give have theirs frozen if a plan emptied it. A lone zero of a dense
+    network costs one weight. Zeros that *should* grow are the rare case (an identity as the first
+    value, rows of zeros for new classes) and are to be said: `masks=KeepMasks({})`.
+
     Args:
         train, val: loaders that start again every epoch and yield `(inputs, targets)` or a dict
             with "labels"; targets (B,) int64 for logits (B, C).
         teacher: usually the dense network; its softened outputs enter the loss.
+        masks: which weights stay, instead of those that are not zero (see above).
         checkpoint: a file replaced after every epoch. If it is there, the run goes on from it
             and ends with the weights, to the bit, of a run that was never stopped.
         on_epoch: called after every epoch made by this call, epoch 0 included, once it is saved.
 
     Raises:
         DataError: an empty loader, a malformed batch, targets out of range.
-        ModelError: the model cannot run a batch, or its loss becomes NaN or infinite.
+        ModelError: the model cannot run a batch, its loss becomes NaN or infinite, or the masks are
+            those of another network.
         RunError: the checkpoint belongs to another run, or cannot be read or written.
     """
     steps = _count_batches(train, settings)
-    print_ = fingerprint(settings, model, teacher, steps) if checkpoint else {}
+    masks = KeepMasks.of_network(model) if masks is None else masks
+    print_ = fingerprint(settings, model, teacher, steps, masks) if checkpoint else {}
     student = copy.deepcopy(model)
     run = _Run(
         student,
@@ -100,17 +116,18 @@ def finetune(
     if progress is not None:
         student.load_state_dict(progress.model)
         run.optimizer.load_state_dict(progress.optimizer)
-    for epoch in range(len(progress.history) if progress else 0, settings.epochs + 1):
-        progress = _extend(progress, run, _one_epoch(run, train, val, epoch))
-        if checkpoint:
-            save_progress(checkpoint, progress, print_)
-        if on_epoch:
-            on_epoch(progress.history[-1])
+    with masks.kept(student):
+        for epoch in range(len(progress.history) if progress else 0, settings.epochs + 1):
+            progress = _extend(progress, run, _one_epoch(run, train, val, epoch))
+            if checkpoint:
+                save_progress(checkpoint, progress, print_)
+            if on_epoch:
+                on_epoch(progress.history[-1])
     assert progress is not None  # epoch 0 is always made
     student.load_state_dict(progress.best)
     student.zero_grad(set_to_none=True)
     best = progress.best_record.epoch
-    return FinetuneResult(student.eval(), progress.history, best, progress.model)
+    return FinetuneResult(student.eval(), progress.history, best, progress.model, masks)
 
 
 @dataclass(frozen=True)
