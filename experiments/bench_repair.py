@@ -99,7 +99,8 @@ def measure(config: RepairConfig) -> dict[str, Any]:
             kept = tuple(group.nearest_level(keep * group.units) for group in task.groups)
             macs = float(task.costs.ratio(kept, "macs"))
             for repair in sorted(REPAIRS, key=_strength):
-                metrics = val(replace(evaluate, repair=repair_named(repair)).build(kept))
+                network = replace(evaluate, repair=repair_named(repair)).network(task.plan(kept))
+                metrics = val(network)
                 row = {"order": order, "repair": repair, "keep": keep, "macs_ratio": macs}
                 rows.append({**row, "accuracy": metrics.accuracy, "kl": metrics.kl})
                 note(f"{order} {repair} {keep:.0%}: {metrics.accuracy:.2%}")

@@ -12,6 +12,7 @@ from prune_env.recovery.finetune import FinetuneSettings, finetune
 from prune_env.recovery.masks import KeepMasks
 from prune_env.structure.discover import find_groups
 from prune_env.surgery.apply import compact, masked
+from prune_env.surgery.delivery import apply
 from prune_env.surgery.plan import PruningPlan
 from prune_env.surgery.repair import reestimate_batchnorm
 
@@ -24,6 +25,7 @@ __all__ = [
     "PruneEnvError",
     "PruningPlan",
     "PruningTask",
+    "apply",
     "compact",
     "find_groups",
     "finetune",

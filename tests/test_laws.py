@@ -1,17 +1,21 @@
-"""The four laws of DESIGN.md, over every toy and over units that are not channels.
+"""The laws of DESIGN.md, over every toy and over units that are not channels.
 
 1. masked(plan)(x) == compact(plan)(x)      2. <expand(u), s> == <u, pool(s)>
 3. masks nest, cost is monotone             4. cost(plan) == what PyTorch counts on compact(plan)
+5. measure(apply(plan, model, data)) == info, through JSON, save and load
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from delivered import episode, labelled, require_delivered
 from hand import HAND, by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,8 +38,10 @@ from prune_env.structure.groups import Axis, PrunableGroup, Span, Table, expand,
 from prune_env.structure.patterns import Pattern, TopK
 from prune_env.structure.rewrite import Layout, tensors_of
 from prune_env.structure.verify import verify
+from prune_env.structure.weights import weight_groups as find_weight_groups
 from prune_env.surgery.apply import Candidates, compact, masked
 from prune_env.surgery.plan import PruningPlan, rank_units
+from prune_env.testing import toy_inputs, toy_model
 
 
 @dataclass(frozen=True)
@@ -357,3 +363,30 @@ def test_the_laws_catch_a_wrong_group() -> None:
     small = compact(case.model, plan)
     with masked(case.model, plan):
         assert not close(outputs(case.model, case.inputs), outputs(small, case.inputs), 1e-3)
+
+
+# ---- 5: what is measured is what is delivered
+
+
+CLASSIFIERS = [name for name in NAMES if name != "pixel_shuffle"]
+WEIGHT_KINDS = ("unstructured", "per_row", "2:4", "block:2")
+DELIVERED = [
+    *((name, "structured") for name in CLASSIFIERS),
+    *(("chain", kind) for kind in WEIGHT_KINDS),
+    *((name, "per_row") for name in ("grouped", "two_inputs")),
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), DELIVERED)
+def test_what_was_measured_is_what_apply_gives(name: str, kind: str, tmp_path: Path) -> None:
+    model = toy_model(name)
+    groups = None if kind == "structured" else weight_groups_of(model, kind)
+    case = episode(model, labelled(model, partial(toy_inputs, name)), groups=groups)
+    require_delivered(case, partial(toy_model, name), tmp_path)
+
+
+def weight_groups_of(model: nn.Module, kind: str) -> tuple[PrunableGroup, ...]:
+    """Weights of the layers whose sizes every kind divides."""
+    shapes = {name: tuple(t.shape) for name, t in tensors_of(model).items() if t.ndim > 1}
+    fit = [n.removesuffix(".weight") for n, s in shapes.items() if not (s[0] % 2 or s[1] % 4)]
+    return find_weight_groups(model, kind, layers=fit)

@@ -106,11 +106,11 @@ def test_missing_and_unknown_groups_are_named() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "nonsense", "[]", "3", "null", "{}", '{"format": 1}', "[" * 5000,
-        '{"format": 1, "notes": {}, "kept": [], "groups": []}',
-        '{"format": 1, "notes": 3, "kept": {}, "groups": []}',
-        '{"format": 1, "notes": {}, "kept": {"a": [Infinity]}, "groups": []}',
-        '{"format": 1, "notes": {}, "kept": {}, "groups": [{"name": "a"}]}',
+        "", "nonsense", "[]", "3", "null", "{}", '{"format": 2}', "[" * 5000,
+        '{"format": 2, "notes": {}, "kept": [], "groups": []}',
+        '{"format": 2, "notes": 3, "kept": {}, "groups": []}',
+        '{"format": 2, "notes": {}, "kept": {"a": [Infinity]}, "groups": []}',
+        '{"format": 2, "notes": {}, "kept": {}, "groups": [{"name": "a"}]}',
     ],
 )  # fmt: skip
 def test_garbage_is_refused_in_one_family(text: str, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 def test_another_format_says_which() -> None:
     content = json.loads(half().to_json())
     content["format"] = 7
-    with pytest.raises(PlanError, match="format 7, this version reads 1"):
+    with pytest.raises(PlanError, match="format 7, this version reads 2"):
         PruningPlan.from_json(json.dumps(content))
 
 

@@ -16,10 +16,17 @@ from torch import Tensor, nn
 
 from prune_env.errors import ConfigError
 from prune_env.mdp.rewards import Reward
-from prune_env.measure.batches import Batch, channels_last, take_batches
+from prune_env.measure.batches import (
+    Batch,
+    channels_last,
+    first_samples,
+    parted,
+    take_batches,
+)
 from prune_env.measure.calibration import Calibration
 from prune_env.measure.costs import CostModel, Metric
 from prune_env.measure.evaluators import ClassifierEvaluator, Evaluator, Hopeless, Metrics
+from prune_env.measure.fingerprint import fingerprint
 from prune_env.measure.gradients import loss_gradients
 from prune_env.measure.inference import Inference, fitting_batch
 from prune_env.structure.copies import copied
@@ -30,7 +37,10 @@ from prune_env.structure.rewrite import tensors_of
 from prune_env.surgery.apply import Candidates
 from prune_env.surgery.build import build_ladders
 from prune_env.surgery.criteria import Criterion, require_finite
+from prune_env.surgery.delivery import calibration_batches, fingerprint_of, repaired
 from prune_env.surgery.ladder import Ladders
+from prune_env.surgery.plan import PruningPlan
+from prune_env.surgery.recipe import CALIBRATION_SAMPLES, Recipe
 from prune_env.surgery.repair import Repair, repair_named
 from prune_env.surgery.scorers import Evidence, score_groups
 from prune_env.surgery.units import groups_of
@@ -74,7 +84,7 @@ class TaskOptions:
     repair: str | Repair = "least_squares+batchnorm"
     reward: str | Reward = "kl"
     leftover: str = "give_back"
-    calibration_samples: int = 500
+    calibration_samples: int = CALIBRATION_SAMPLES
     reward_samples: int = 1000
     repair_samples: int = 128
     stages: Sequence[int] = ()
@@ -117,11 +127,13 @@ class CandidateEvaluator:
     """Quality of a plan: cut the network, repair it, measure it; each plan is measured once.
 
     Attributes:
+        model: the dense network.
         candidates: the builder of smaller networks.
         groups: live groups, in the task's order.
         orders: units of each group, the last to be removed first.
         ladders: all levels of every group.
         repair: what is done to a candidate before measuring.
+        recipe: how the network of a plan that is kept is made, in this process or another.
         calibration: batches for the repair of the network of a plan that is kept.
         quick: batches for the repair of a plan that is only measured.
         measure: the evaluator.
@@ -129,11 +141,13 @@ class CandidateEvaluator:
         dense: what the dense network measures.
     """
 
+    model: nn.Module
     candidates: Candidates
     groups: tuple[PrunableGroup, ...]
     orders: Mapping[str, Tensor]
     ladders: Ladders
     repair: Repair
+    recipe: Recipe
     calibration: tuple[Batch, ...]
     quick: tuple[Batch, ...]
     measure: Evaluator
@@ -162,28 +176,23 @@ class CandidateEvaluator:
         self.cache.clear()
         self.glimpses.clear()
 
-    def build(self, kept: Sequence[int]) -> nn.Module:
-        """The candidate, repaired on all calibration data; valid until the next call."""
-        model = self._cut(kept)
-        self.repair.finish(model, self.calibration)
-        return model
+    def network(self, plan: PruningPlan) -> nn.Module:
+        """The network of a plan that is kept, repaired on all calibration data: see `apply`."""
+        return repaired(plan, self.model, self.calibration, self.repair, self.recipe.seed)
 
     def candidate(self, kept: Sequence[int]) -> nn.Module:
         """The candidate as it is measured, repaired on `quick`; valid until the next call."""
         start = time.perf_counter()
-        model = self._cut(kept)
+        counts = {group.name: k for group, k in zip(self.groups, kept, strict=True)}
+        overlay = self.repair.overlay(self.ladders, counts)
+        units = {name: self.orders[name][:k] for name, k in counts.items()}
+        model = self.candidates.build(units, overlay)
         built = time.perf_counter()
         with self.inference.precision(model):
             self.repair.finish(model, self.quick)
         self.clock.build += built - start
         self.clock.repair += time.perf_counter() - built
         return model
-
-    def _cut(self, kept: Sequence[int]) -> nn.Module:
-        counts = {group.name: k for group, k in zip(self.groups, kept, strict=True)}
-        overlay = self.repair.overlay(self.ladders, counts)
-        units = {name: self.orders[name][:k] for name, k in counts.items()}
-        return self.candidates.build(units, overlay)
 
     def _measure(
         self,
@@ -244,11 +253,13 @@ def prepare(
 
     built = build_ladders(dense, calibration, live, score, seed=options.seed)
     evaluate = CandidateEvaluator(
+        model=dense,
         candidates=Candidates(dense, live),
         groups=live,
         orders=built.ladders.orders,
         ladders=built.ladders,
         repair=repair,
+        recipe=_recipe(options, dense, calibration),
         calibration=tuple(calibration),
         quick=tuple(take_batches(calibration, options.repair_samples)),
         measure=dataclasses.replace(measure, inference=inference),
@@ -256,6 +267,17 @@ def prepare(
         dense=measure(dense),
     )
     return Parts(live, frozen, CostModel.of(dense, example, live), built.scores, evaluate)
+
+
+def _recipe(options: TaskOptions, dense: nn.Module, calibration: Sequence[Batch]) -> Recipe:
+    return Recipe(
+        repair=options.repair if isinstance(options.repair, str) else None,
+        calibration_samples=sum(map(len, calibration)),
+        batch_size=max(map(len, calibration)),
+        seed=options.seed,
+        model=fingerprint(dense),
+        data=fingerprint_of(calibration),
+    )
 
 
 def _example(batch: Batch) -> Inputs:
@@ -286,19 +308,16 @@ def _split(
 ) -> tuple[list[Batch], list[Batch]]:
     """Calibration batches, then reward batches; a loader too short for both serves both."""
     wanted = options.calibration_samples + options.reward_samples
-    batches = take_batches(data, wanted)
-    found = sum(map(len, batches))
+    taken = take_batches(data, wanted)
+    found = sum(map(len, taken))
     if found < wanted:
         _log.warning(
             "the loader has %d samples, %d were asked for (calibration_samples %d and "
             "reward_samples %d); calibration takes its part first.",
             found, wanted, options.calibration_samples, options.reward_samples,
         )  # fmt: skip
-    size = options.batch_size or fitting_batch(model, _example(batches[0]))
-    batches = [channels_last(batch) for batch in take_batches(batches, None, size)]
-    taken, calibration = 0, []
-    for batch in batches:
-        if taken < options.calibration_samples:
-            calibration.append(batch)
-            taken += len(batch)
-    return calibration, batches[len(calibration) :] or batches
+    first, rest = parted(taken, options.calibration_samples)
+    size = options.batch_size or fitting_batch(model, first_samples(first[0], 2).inputs)
+    calibration = calibration_batches(model, first, options.calibration_samples, size)
+    rewarding = [channels_last(batch) for batch in take_batches(rest or first, None, size)]
+    return calibration, rewarding

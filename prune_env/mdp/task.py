@@ -9,7 +9,6 @@ the last levels leave over is then given back to the groups that lost most again
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,6 +29,7 @@ from prune_env.measure.costs import CostModel, Metric, metric_index
 from prune_env.measure.evaluators import Hopeless, Metrics
 from prune_env.structure.groups import PrunableGroup
 from prune_env.surgery.plan import PruningPlan
+from prune_env.surgery.recipe import Recipe
 
 Kept = tuple[int, ...]
 Evaluate = Callable[[Kept], Metrics]
@@ -103,7 +103,8 @@ class PruningTask:
         dense: quality of the dense network on the same samples.
         frozen: groups that are left alone, with their reasons, for tables.
         leftover: what is done with the budget that a finished plan has not spent.
-        build: the repaired network of a plan, valid until the next call.
+        build: the repaired network of a plan.
+        recipe: what that is made with, written into plans.
         name: for logs.
     """
 
@@ -117,7 +118,8 @@ class PruningTask:
     dense: Metrics | None = None
     frozen: tuple[PrunableGroup, ...] = ()
     leftover: Leftover = give_back
-    build: Callable[[Kept], nn.Module] | None = None
+    build: Callable[[PruningPlan], nn.Module] | None = None
+    recipe: Recipe | None = None
     race: Race | None = None
     part: Part | None = None
     predicted: Predicted | None = None
@@ -185,7 +187,8 @@ class PruningTask:
             dense=parts.evaluate.dense,
             frozen=parts.frozen,
             leftover=leftover_named(chosen.leftover),
-            build=parts.evaluate.build,
+            build=parts.evaluate.network,
+            recipe=parts.evaluate.recipe,
             race=parts.evaluate if chosen.stages else None,
             part=parts.evaluate.glimpse,
             predicted=parts.evaluate.ladders.predicted_loss,
@@ -205,17 +208,19 @@ class PruningTask:
     def plan(self, kept: Sequence[int], **notes: object) -> PruningPlan:
         """The plan that keeps the best `kept[g]` units of every group."""
         plan = PruningPlan.of_levels(self.groups, kept, self.orders)
-        return PruningPlan(plan.groups, plan.kept, notes)
+        return PruningPlan(plan.groups, plan.kept, notes, self.recipe)
 
     def network(self, kept: Sequence[int]) -> nn.Module:
-        """The pruned network of a plan, repaired on all calibration data: a copy to keep and tune.
+        """The pruned network of a plan, repaired on all calibration data, to keep and tune.
+
+        Bit for bit what `prune_env.apply` makes of `plan(kept)`, the dense network and the data.
 
         Raises:
             PlanError: `kept` is no plan of this task, or the task has no network (a toy).
         """
         if self.build is None:
             raise PlanError(f"task '{self.name}' has no network. Use PruningTask.from_model.")
-        return copy.deepcopy(self.build(self._checked(kept))).requires_grad_(True)
+        return self.build(self.plan(self._checked(kept)))
 
     def within_budget(self, kept: Sequence[int] | NDArray[np.int64]) -> bool:
         """Whether a full vector of kept units meets the budget."""

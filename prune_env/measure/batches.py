@@ -92,7 +92,7 @@ def _first(loader: Iterable[Any], samples: int | None) -> Iterator[Batch]:
     for item in loader:
         batch = split_batch(item)
         if samples is not None and taken + len(batch) > samples:
-            batch = _head(batch, samples - taken)
+            batch = first_samples(batch, samples - taken)
         taken += len(batch)
         if len(batch):
             yield batch
@@ -100,14 +100,29 @@ def _first(loader: Iterable[Any], samples: int | None) -> Iterator[Batch]:
             return
 
 
-def _head(batch: Batch, count: int) -> Batch:
+def first_samples(batch: Batch, count: int) -> Batch:
     """The first `count` samples; tensors without the batch dimension stay whole."""
+    return _samples(batch, slice(count))
+
+
+def parted(batches: Iterable[Batch], samples: int) -> tuple[list[Batch], list[Batch]]:
+    """The first `samples` samples, and the rest; a batch that lies across is cut in two."""
+    first, rest, left = list[Batch](), list[Batch](), samples
+    for batch in batches:
+        pieces = (_samples(batch, slice(max(0, left))), _samples(batch, slice(max(0, left), None)))
+        for into, piece in zip((first, rest), pieces, strict=True):
+            into += [piece] if len(piece) else []
+        left -= len(batch)
+    return first, rest
+
+
+def _samples(batch: Batch, chosen: slice) -> Batch:
     size = len(batch)
 
-    def cut(tensor: Tensor) -> Tensor:
-        return tensor[:count] if tensor.ndim and tensor.shape[0] == size else tensor
+    def part(tensor: Tensor) -> Tensor:
+        return tensor[chosen] if tensor.ndim and tensor.shape[0] == size else tensor
 
-    return Batch(map_tensors(cut, batch.inputs), batch.targets[:count])
+    return Batch(map_tensors(part, batch.inputs), batch.targets[chosen])
 
 
 def _rebatch(batches: list[Batch], size: int) -> list[Batch]:

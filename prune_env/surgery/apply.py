@@ -1,4 +1,4 @@
-"""Doing what a plan says: `masked` for a look, `compact` for good."""
+"""Doing what a plan says and no more: `masked` for a look, `compact` for good, as they are cut."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from prune_env.surgery.plan import PruningPlan
 
 @contextmanager
 def masked(model: nn.Module, plan: PruningPlan) -> Iterator[nn.Module]:
-    """Inside the `with` block every removed unit of `model` is zero; shapes stay.
+    """Removed units of `model` are zero inside the `with` block, and nothing is repaired.
 
-    Units that are chosen, not read (experts), cannot be chosen there.
+    Shapes stay. Units that are chosen, not read (experts), cannot be chosen there.
 
     The weights are restored on leaving, also after an error.
 
@@ -46,20 +46,26 @@ def _write(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
 
 
 def compact(model: nn.Module, plan: PruningPlan) -> nn.Module:
-    """A new, smaller network without the removed units; `model` stays as it is.
+    """A new, smaller network without the removed units, of which nothing is repaired.
 
-    Computes what `masked` computes. BatchNorm statistics are those of the dense network: follow
-    with `reestimate_batchnorm` or `finetune`.
+    Computes what `masked` computes, and is what a search measured only if that repaired nothing
+    either: `prune_env.apply` gives the network that was measured. `model` stays as it is.
 
     Raises:
         PlanError: the plan was made for another model.
     """
+    return cut(model, plan, {})
+
+
+def cut(model: nn.Module, plan: PruningPlan, overlay: Mapping[str, Tensor]) -> nn.Module:
+    """`compact` with tensors that take the place of the dense ones before the cut (overlays.py)."""
     plan.check(model)
     layout, kept = Layout(plan.groups), plan.indices()
     small = free_widths(copy.deepcopy(model))
     with torch.no_grad():
-        shrunk = layout.shrink(tensors_of(small), kept)
-    assign(small, {name: t.detach() for name, t in shrunk.items()}, layout.sizes(kept))
+        shrunk = layout.shrink({**tensors_of(small), **overlay}, kept)
+    tensors = {name: t.detach() for name, t in {**overlay, **shrunk}.items()}
+    assign(small, tensors, layout.sizes(kept))
     return small
 
 

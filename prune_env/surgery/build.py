@@ -68,3 +68,26 @@ def build_ladders(
         del calibration  # before the next portion is summed
     ladders = Ladders.joined(model, groups, orders, origin, rungs, ridge=ridge, memory=memory)
     return Built(scores, ladders)
+
+
+def ladders_of(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    groups: Sequence[PrunableGroup],
+    orders: Mapping[str, Tensor],
+    *,
+    seed: int = 0,
+    ridge: float = RIDGE,
+) -> Ladders:
+    """The same for units whose order is known; nothing is scored.
+
+    See `build_ladders` for the arguments and errors.
+    """
+    dense, rungs, digests = detached(model), dict[str, Rungs](), dict[str, str]()
+    origin = Origin("", 0, digests)
+    for portion, calibration in calibrations(model, batches, groups, seed=seed):
+        rungs |= {g.name: Rungs.of(g, orders[g.name], dense, calibration, ridge) for g in portion}
+        digests |= calibration.digests()
+        origin = Origin(calibration.model, calibration.samples, digests)
+        del calibration
+    return Ladders.joined(model, groups, orders, origin, rungs, ridge=ridge, memory=MEMORY)

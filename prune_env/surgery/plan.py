@@ -20,8 +20,9 @@ from prune_env.structure.groups import Axis, PrunableGroup, Span, Table
 from prune_env.structure.patterns import PATTERNS
 from prune_env.structure.rewrite import require_tensors
 from prune_env.surgery.criteria import Criterion, score_units
+from prune_env.surgery.recipe import Recipe
 
-FORMAT = 1
+FORMAT = 2
 
 LISTED = 4096
 """A grid of more units is written as a bit per unit, not as a list of the kept."""
@@ -38,11 +39,13 @@ class PruningPlan:
         groups: the groups that were decided on.
         kept: flat indices of the units that stay, ascending, per group name.
         notes: anything JSON-able worth keeping (budget, searcher, seed, reward).
+        recipe: what the network that was measured is made with, for `apply`; None: its defaults.
     """
 
     groups: tuple[PrunableGroup, ...]
     kept: Mapping[str, tuple[int, ...]]
     notes: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Recipe | None = None
 
     def __post_init__(self) -> None:
         names = [group.name for group in self.groups]
@@ -121,6 +124,7 @@ class PruningPlan:
         content = {
             "format": FORMAT,
             "notes": dict(self.notes),
+            "recipe": None if self.recipe is None else dataclasses.asdict(self.recipe),
             "summary": {g.name: f"{len(self.kept[g.name])} of {g.units}" for g in self.groups},
             "kept": {g.name: _written(self.kept[g.name], g.cells) for g in self.groups},
             "groups": groups,
@@ -144,7 +148,8 @@ class PruningPlan:
             groups = tuple(_group_of(entry) for entry in content["groups"])
             counts = {group.name: group.cells for group in groups}
             kept = {str(name): _read(us, counts[name]) for name, us in content["kept"].items()}
-            return PruningPlan(groups, kept, dict(content["notes"]))
+            recipe = None if content["recipe"] is None else Recipe.of(content["recipe"])
+            return PruningPlan(groups, kept, dict(content["notes"]), recipe)
         except (
             ArithmeticError,
             AttributeError,

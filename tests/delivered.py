@@ -1,0 +1,103 @@
+"""Law 5: the network that `apply` makes of a plan is the one that was measured.
+
+What `info` promised is measured again here without the library: by hand, on the reward samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from toys import identical, snapshot
+
+from prune_env.deploy.bundle import load, save
+from prune_env.mdp.env import PruneEnv
+from prune_env.mdp.task import PruningTask
+from prune_env.structure.groups import PrunableGroup
+from prune_env.structure.inputs import Inputs, call_model, logits_of
+from prune_env.surgery.delivery import apply
+from prune_env.surgery.plan import PruningPlan
+
+Data = Sequence[tuple[Inputs, Tensor]]
+BATCH, BATCHES = 8, 4
+"""Half of the batches calibrate, the other half is measured."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A dense network, its data, and an episode on it."""
+
+    model: nn.Module
+    data: Data
+    env: PruneEnv
+    info: dict[str, Any]
+
+
+def labelled(model: nn.Module, inputs: Callable[[int, int], Inputs]) -> Data:
+    """Batches of `inputs(seed, samples)` with random classes, one for each row of the logits."""
+    found = []
+    for seed in range(BATCHES):
+        x = inputs(seed, BATCH)
+        with torch.no_grad():
+            logits = logits_of(call_model(model, x))
+        generator = torch.Generator().manual_seed(seed)
+        found.append((x, torch.randint(logits.shape[-1], logits.shape[:-1], generator=generator)))
+    return found
+
+
+def episode(
+    model: nn.Module,
+    data: Data,
+    units: str = "structured",
+    groups: Sequence[PrunableGroup] | None = None,
+    saved: float = 0.35,
+    **options: Any,
+) -> Delivery:
+    """One finished episode, at a budget that takes this fraction of what can be saved."""
+    half = BATCH * BATCHES // 2
+    fixed = {"calibration_samples": half, "reward_samples": half, "repair_samples": half}
+    options = {**fixed, "precision": "float32", "on": "params", **options}
+    whole = PruningTask.from_model(model, data, units=units, groups=groups, budget=1.0, **options)
+    least = float(whole.costs.ratio(whole.rules.least_G, whole.on))
+    env = PruneEnv(whole.at(1.0 - saved * (1.0 - least)))
+    env.reset(seed=0)
+    done = False
+    while not done:
+        *_, done, _, info = env.step([env.task.uniform_sparsity])
+    return Delivery(model, data, env, info)
+
+
+def require_delivered(case: Delivery, factory: Callable[[], nn.Module], folder: Path) -> None:
+    """Law 5, through JSON, and through save and load."""
+    before = snapshot(case.model)
+    plan = PruningPlan.from_json(case.env.plan.to_json())
+    applied = apply(plan, case.model, case.data)
+    assert identical(before, snapshot(case.model)), "the dense network was changed"
+    assert identical(snapshot(applied), snapshot(case.env.network())), "apply is not env.network()"
+    assert not identical(before, snapshot(applied)), "nothing was removed"
+    save(folder / "pruned", applied, plan)
+    for network in (applied, load(folder / "pruned", factory)):
+        accuracy, kl = measured(network, case)
+        near = {"rel_tol": 2e-3, "abs_tol": 2e-5}
+        assert math.isclose(kl, case.info["kl"], **near), (kl, case.info["kl"])
+        assert math.isclose(accuracy, case.info["accuracy"], abs_tol=0.07)  # one near tie
+
+
+def measured(network: nn.Module, case: Delivery) -> tuple[float, float]:
+    """Accuracy, and KL from the dense network, on the samples behind the calibration samples."""
+    right, kl = list[Tensor](), list[Tensor]()
+    for inputs, targets in case.data[len(case.data) // 2 :]:
+        with torch.no_grad():
+            q, p = (
+                logits_of(call_model(model, inputs)).flatten(0, -2).float().log_softmax(-1)
+                for model in (network, case.model)
+            )
+        right.append((q.argmax(-1) == targets.flatten()).double())
+        kl.append(F.kl_div(q, p, reduction="none", log_target=True).sum(-1).double())
+    return float(torch.cat(right).mean()), float(torch.cat(kl).mean())
