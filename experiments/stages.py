@@ -28,7 +28,7 @@ from experiments.progress import progress
 from experiments.project import Project
 from experiments.quality import ACCURACY, Yardstick
 from prune_env import PruningTask, finetune, save
-from prune_env.deploy.bundle import METADATA, distinct, load_weights_into, size_on_disk
+from prune_env.deploy.bundle import WEIGHTS, distinct, load_weights_into, size_on_disk
 from prune_env.mdp.ledger import Ledger
 from prune_env.mdp.rewards import Outcome
 from prune_env.measure.batches import Batch, take_batches
@@ -190,7 +190,7 @@ def tune(config: RunConfig, project: Project, result: SearchResult, folder: Path
         return {yardstick.key("before"): before, yardstick.key("after"): after}
 
     facts = once(folder / "result.json", measure)
-    if (folder / "model" / METADATA).exists():
+    if (folder / "model" / WEIGHTS).exists():
         load_weights_into(small, folder / "model")
     return Tuned(small.eval(), {**facts, "file_bytes": size_on_disk(folder / "model")})
 

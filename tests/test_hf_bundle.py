@@ -13,11 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prune_env.deploy.bundle import METADATA, WEIGHTS, load, save
-from prune_env.deploy.configs import CONFIG
+from prune_env.deploy.bundle import WEIGHTS, load, save
 from prune_env.deploy.pretrained import export_padded, export_pretrained, fitting_config
 from prune_env.errors import ModelError, PlanError, RunError
-from prune_env.storage import load_tensors
+from prune_env.storage import load_described, load_tensors, save_tensors
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup
 from prune_env.surgery.apply import compact
@@ -189,21 +188,42 @@ def test_a_folder_without_config_asks_for_a_factory(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def rewritten(folder: Path, **changes: Any) -> None:
+    """The saved network with another description, sealed again: as a stranger may send it."""
+    tensors, parts = load_described(folder / WEIGHTS)
+    described = {**json.loads(parts["description"]), **changes}
+    save_tensors(folder / WEIGHTS, tensors, {**parts, "description": json.dumps(described)})
+
+
 def test_a_folder_cannot_name_code_to_run(tmp_path: Path) -> None:
     small, plan = pruned("bert", half)
     save(tmp_path, small, plan)
-    described = json.loads((tmp_path / METADATA).read_text())
     for name in ("AutoTokenizer", "NoSuchModel", "logging"):
-        (tmp_path / METADATA).write_text(json.dumps({**described, "class": name}))
+        rewritten(tmp_path, class_name=name)
         with pytest.raises(RunError, match=f"cannot make the {name}"):
             load(tmp_path)
 
 
-def test_another_model_in_the_folder_leaves_no_config_behind(tmp_path: Path) -> None:
-    save(tmp_path, *pruned("bert", half))
-    assert (tmp_path / CONFIG).is_file()
-    save(tmp_path, toy_model("chain"), PruningPlan((), {}))
-    assert not (tmp_path / CONFIG).exists()
+@pytest.mark.parametrize(
+    "change", [{"hidden_size": -1}, {"hidden_size": "x"}, {"num_attention_heads": 0}]
+)
+def test_a_config_that_cannot_be_made_is_refused(change: Any, tmp_path: Path) -> None:
+    small, plan = pruned("bert", half)
+    save(tmp_path, small, plan)
+    config = json.loads(load_described(tmp_path / WEIGHTS)[1]["description"])["config"]
+    rewritten(tmp_path, config={**config, **change})
+    with pytest.raises(RunError, match="cannot make the BertForSequenceClassification"):
+        load(tmp_path)
+
+
+def test_a_config_that_no_longer_describes_the_network_is_left_out(tmp_path: Path) -> None:
+    """Then `load` asks for a factory, instead of making another network."""
+    small, plan = pruned("bert", half)
+    small.config.num_hidden_layers = 1  # type: ignore[union-attr]
+    save(tmp_path, small, plan)
+    with pytest.raises(RunError, match="Give a factory"):
+        load(tmp_path)
+    assert torch.equal(logits(load(tmp_path, FACTORIES["bert"])), logits(small))
 
 
 def test_a_plan_of_another_cut_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from damage import damaged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -131,23 +132,6 @@ def test_files_without_tensors_are_refused(tmp_path: Path) -> None:
 
 
 DOCUMENT = {"name": "grün", "numbers": [1, 2.5, -0.0, 1e300], "nested": {"1": None, "on": True}}
-
-
-def damaged(data: bytes, draw: st.DataObject) -> bytes:
-    """One bit turned, the end cut off, or a stretch deleted, or zeroed."""
-    start = draw.draw(st.integers(0, len(data) - 1))
-    stop = min(len(data), start + draw.draw(st.sampled_from([1, 2, 7, 64])))
-    turned = data[start] ^ (1 << draw.draw(st.integers(0, 7)))
-    return draw.draw(
-        st.sampled_from(
-            [
-                data[:start] + bytes([turned]) + data[start + 1 :],
-                data[:start],
-                data[:start] + data[stop:],
-                data[:start] + bytes(stop - start) + data[stop:],
-            ]
-        )
-    )
 
 
 def test_documents_come_back(tmp_path: Path) -> None:

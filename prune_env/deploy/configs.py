@@ -1,20 +1,30 @@
-"""Networks that the transformers library describes by a config: kept beside, and made from it."""
+"""Networks that the transformers library describes by a config, and made from it again."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from prune_env.errors import RunError
 
-CONFIG = "config.json"
 LIBRARY = "transformers"
+
+
+class Described(Protocol):
+    """What says which network to make."""
+
+    @property
+    def class_name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def config(self) -> dict[str, Any] | None: ...
 
 
 def config_of(model: nn.Module) -> Any:
@@ -23,42 +33,34 @@ def config_of(model: nn.Module) -> Any:
     return config if hasattr(config, "save_pretrained") else None
 
 
-def save_config(model: nn.Module, folder: Path) -> None:
-    """Leave the model's config in `folder`; without one, none stays there from an older model."""
-    config = config_of(model)
-    if config is None:
-        (folder / CONFIG).unlink(missing_ok=True)
-    else:
-        config.save_pretrained(folder)
-
-
-def model_from_config(folder: Path, described: Mapping[str, Any]) -> nn.Module:
-    """The dense network, with any weights, that the config in `folder` describes.
+def model_from_config(folder: str | Path, described: Described) -> nn.Module:
+    """The dense network, with any weights, that a config describes.
 
     Args:
-        folder: holds the config.
-        described: names the "class" and the "dtype". Only classes of the library are made: a
-            folder from elsewhere cannot name code to run.
+        folder: where it was found, for the error.
+        described: the config, the class and the type of its numbers. Only classes of the library
+            are made, and their own configs: a folder from elsewhere cannot name code to run.
 
     Raises:
         RunError: there is no config, the library is absent or has no such class, or it is
             too old for the config.
     """
-    if not (folder / CONFIG).is_file():
+    if described.config is None:
         raise RunError(
-            f"'{folder}' has no {CONFIG} to make the dense network from. Give a factory: "
+            f"'{folder}' has no config to make the dense network from. Give a factory: "
             "load(folder, factory)."
         )
-    name, dtype = str(described.get("class")), str(described.get("dtype", "torch.float32"))
+    name = described.class_name
     try:
         library = importlib.import_module(LIBRARY)
         made = getattr(library, name)
-        config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
         if not issubclass(made, library.PreTrainedModel):
             raise TypeError(f"{name} is no model")
-        with torch.random.fork_rng([]), _default_dtype(getattr(torch, dtype.rpartition(".")[2])):
+        config = made.config_class.from_dict(described.config)
+        dtype = getattr(torch, described.dtype.rpartition(".")[2])
+        with torch.random.fork_rng([]), _default_dtype(dtype):
             model: nn.Module = made(config)
-    except (ImportError, AttributeError, OSError, TypeError, ValueError) as error:
+    except Exception as error:  # a config's numbers go into whatever the library does with them
         raise RunError(
             f"{LIBRARY} cannot make the {name} of '{folder}': {error}. Install the version it was "
             "saved with, or give a factory."

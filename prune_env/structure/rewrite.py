@@ -58,10 +58,7 @@ class Layout:
             tensor = whole = result.get(name, tensors[name])
             for dim, owners in places.items():
                 if any(group in changed for group, _ in owners):
-                    stay_S = torch.ones(tensor.shape[dim], dtype=torch.bool)
-                    for group, owners_S in owners:
-                        stay_S &= masks[group][owners_S] | (owners_S < 0)
-                    index = stay_S.nonzero().squeeze(1).to(tensor.device)
+                    index = _staying(owners, masks).nonzero().squeeze(1).to(tensor.device)
                     tensor = tensor.index_select(dim, index)
             if tensor is not whole:
                 result[name] = tensor
@@ -87,17 +84,38 @@ class Layout:
                     result[axis.tensor] = torch.where(gone > 0, torch.zeros_like(tensor), tensor)
         return result
 
+    def lengths(self, kept: Kept) -> dict[tuple[str, int], int]:
+        """What remains of every (tensor, dim) that units live along."""
+        masks = self.unit_masks(kept)
+        axes = [axis for group in self.groups.values() for axis in group.axes]
+        whole = {
+            (axis.tensor, dim): size
+            for axis in axes
+            if axis.role != "count"
+            for dim, size in zip(axis.dims, axis.sizes, strict=True)
+        }
+        return whole | {
+            (name, dim): int(_staying(owners, masks).sum())
+            for name, places in self.cuts.items()
+            for dim, owners in places.items()
+        }
+
     def sizes(self, kept: Kept) -> dict[str, int]:
         """Integer attributes that count units, by dotted path."""
         masks = self.unit_masks(kept)
         result = {}
         for path, places in self.counts.items():
-            stay_S = torch.ones(places[0][1].sizes[0], dtype=torch.bool)
-            for group, axis in places:
-                owners_S = axis.owners(self.groups[group].grid)[0]
-                stay_S &= masks[group][owners_S] | (owners_S < 0)
-            result[path] = int(stay_S.sum())
+            owners = [(group, axis.owners(self.groups[group].grid)[0]) for group, axis in places]
+            result[path] = int(_staying(owners, masks).sum())
         return result
+
+
+def _staying(owners: Sequence[tuple[str, Tensor]], masks: Mapping[str, Tensor]) -> Tensor:
+    """Which indices along a dim no group removes, from the unit of each group that owns them."""
+    stay_S = torch.ones_like(owners[0][1], dtype=torch.bool)
+    for group, owners_S in owners:
+        stay_S &= masks[group][owners_S] | (owners_S < 0)
+    return stay_S
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
