@@ -3,6 +3,7 @@
 1. masked(plan)(x) == compact(plan)(x)      2. <expand(u), s> == <u, pool(s)>
 3. masks nest, cost is monotone             4. cost(plan) == what PyTorch counts on compact(plan)
 5. measure(apply(plan, model, data)) == info, through JSON, save and load
+6. zeros(tuned) >= zeros(untuned), at every step
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from toys import (
     snapshot,
     toy,
 )
+from tuned import OPTIMISERS, THIN, cut, thinned, tuned_under_watch
+from zoo import NASTY
 
 from prune_env.measure.costs import CostModel
 from prune_env.structure import patterns
@@ -390,3 +393,28 @@ def weight_groups_of(model: nn.Module, kind: str) -> tuple[PrunableGroup, ...]:
     shapes = {name: tuple(t.shape) for name, t in tensors_of(model).items() if t.ndim > 1}
     fit = [n.removesuffix(".weight") for n, s in shapes.items() if not (s[0] % 2 or s[1] % 4)]
     return find_weight_groups(model, kind, layers=fit)
+
+
+# ---- 6: what a plan removed stays removed
+
+UNTRAINABLE = {"no_parameters", "output_is_input", "python_branch", "in_place"}
+"""Nothing to train, or PyTorch refuses or warns when it is trained."""
+
+
+@pytest.mark.parametrize("optimiser", sorted(OPTIMISERS))
+@pytest.mark.parametrize("kind", ["structured", *THIN])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_plan_removed_stays_removed(name: str, kind: str, optimiser: str) -> None:
+    """Cut by channels, or thinned, or cut and then thinned: the tuned network has every zero."""
+    case = toy(name)
+    small = cut(case) if kind == "structured" else thinned(case.model, kind)
+    tuned_under_watch(small, case.inputs, OPTIMISERS[optimiser])
+    if kind == "per_row":
+        tuned_under_watch(thinned(cut(case), kind), case.inputs, OPTIMISERS[optimiser])
+
+
+@pytest.mark.parametrize("name", sorted(set(NASTY) - UNTRAINABLE))
+def test_what_a_plan_removed_from_a_nasty_network_stays_removed(name: str) -> None:
+    make, inputs = NASTY[name]
+    torch.manual_seed(0)
+    tuned_under_watch(thinned(make(), "unstructured"), inputs(), OPTIMISERS["sgd"])

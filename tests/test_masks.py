@@ -316,8 +316,15 @@ def test_a_mask_of_a_tied_matrix_holds_under_either_name() -> None:
 def test_a_plan_may_empty_a_matrix_wholly() -> None:
     model = net()
     plan = PruningPlan(weight_groups(model, layers=("3",), heads=()), {"3.weight": ()})
-    masks = KeepMasks.of_plan(plan, compact(model, plan))
-    assert not masks.keep["3.weight"].any()
+    small = compact(model, plan)
+    masks = KeepMasks.of_plan(plan, small)
+    assert masks.emptied == ("3.weight",)
+    chosen = FinetuneSettings(epochs=2, learning_rate=0.1)
+    for held in (None, masks):
+        tuned = finetune(small, *loaders(), settings=chosen, masks=held)
+        assert tuned.best_epoch > 0
+        assert not tuned.model.get_parameter("3.weight").any()
+    assert all(p.requires_grad for p in model.parameters())
 
 
 # ---- kept in files

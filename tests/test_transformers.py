@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from toys import Toy, close, counted_macs, counted_size, outputs
+from tuned import OPTIMISERS, thinned, tuned_under_watch
 
 from prune_env.measure.costs import CostModel
 from prune_env.structure.discover import find_groups
@@ -441,3 +442,11 @@ def test_the_cache_is_right_without_a_branch(name: str, removed: str) -> None:
     assert torch.equal(cached.sequences, whole.sequences)
     assert close(list(cached.logits), list(whole.logits), 1e-4)
     assert not torch.equal(whole.logits[0], case(name).model(prompt).logits[:, -1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_plan_removed_stays_removed(name: str) -> None:
+    """Law 6 of DESIGN.md; tests/test_laws.py has it over the toys."""
+    small = thinned(case(name).model, "2:4")
+    assert sum(int((p == 0).sum()) for p in small.parameters() if p.ndim > 1) > 1000
+    tuned_under_watch(small, case(name).inputs, OPTIMISERS["adamw"])

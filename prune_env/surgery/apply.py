@@ -66,7 +66,18 @@ def cut(model: nn.Module, plan: PruningPlan, overlay: Mapping[str, Tensor]) -> n
         shrunk = layout.shrink({**tensors_of(small), **overlay}, kept)
     tensors = {name: t.detach() for name, t in {**overlay, **shrunk}.items()}
     assign(small, tensors, layout.sizes(kept))
+    _rest(small, plan)
     return small
+
+
+def _rest(small: nn.Module, plan: PruningPlan) -> None:
+    """A matrix that lost its every weight has nothing to train; all zero, it looks like a new one."""
+    parameters = dict(small.named_parameters(remove_duplicate=False))
+    for group in plan.groups:
+        if not plan.kept[group.name] and not group.pattern.shrinks:
+            for axis in group.axes:
+                if axis.tensor in parameters:
+                    parameters[axis.tensor].requires_grad_(False)
 
 
 class Candidates:
