@@ -71,7 +71,7 @@ def cut(model: nn.Module, plan: PruningPlan, overlay: Mapping[str, Tensor]) -> n
 
 
 def _rest(small: nn.Module, plan: PruningPlan) -> None:
-    """A matrix that lost its every weight has nothing to train; all zero, it looks like a new one."""
+    """What lost its every weight has nothing to train: all zero, it looks like a beginning."""
     parameters = dict(small.named_parameters(remove_duplicate=False))
     for group in plan.groups:
         if not plan.kept[group.name] and not group.pattern.shrinks:
