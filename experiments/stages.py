@@ -27,7 +27,7 @@ from experiments.pretrained import is_pretrained, pretrained_project
 from experiments.progress import progress
 from experiments.project import Project
 from experiments.quality import ACCURACY, Yardstick
-from prune_env import PruningTask, finetune, save
+from prune_env import KeepMasks, PruningPlan, PruningTask, finetune, save
 from prune_env.deploy.bundle import WEIGHTS, distinct, load_weights_into, size_on_disk
 from prune_env.mdp.ledger import Ledger
 from prune_env.mdp.rewards import Outcome
@@ -192,7 +192,16 @@ def tune(config: RunConfig, project: Project, result: SearchResult, folder: Path
     facts = once(folder / "result.json", measure)
     if (folder / "model" / WEIGHTS).exists():
         load_weights_into(small, folder / "model")
-    return Tuned(small.eval(), {**facts, "file_bytes": size_on_disk(folder / "model")})
+    sizes = {"file_bytes": size_on_disk(folder / "model"), **left(small, result.plan, project.task)}
+    return Tuned(small.eval(), {**facts, **sizes})
+
+
+def left(network: nn.Module, plan: PruningPlan, task: PruningTask) -> dict[str, float]:
+    """Parameters counted on the network itself; what is zero in a thinned matrix is none."""
+    thinned = KeepMasks.of_plan(plan, network).keep
+    zeros = sum(int((network.get_parameter(name) == 0).sum()) for name in thinned)
+    params = float(sum(p.numel() for p in network.parameters()) - zeros)
+    return {"params": params, "params_ratio": params / float(task.costs.dense[1])}
 
 
 def quality(project: Project, model: nn.Module) -> float:
