@@ -62,10 +62,6 @@ class Account:
             raise Exhausted
         return self.ledger.measure(as_kept(kept))
 
-    def quality(self, outcome: Outcome) -> float:
-        """The reward without what it pays for cost: 0 is the dense network's quality."""
-        return -self.ledger.task.damage(outcome)
-
     @property
     def seen(self) -> list[Outcome]:
         """What was measured in full, probes included."""
@@ -73,21 +69,21 @@ class Account:
 
 
 Scale = Callable[[Floats], Floats]
-"""From qualities to worths."""
+"""From rewards to worths."""
 
 
-def compression(quality_M: Floats) -> Scale:
-    """Worths with full resolution near the best quality, and logarithms far below it.
+def compression(reward_M: Floats) -> Scale:
+    """Worths with full resolution near the best reward, and logarithms far below it.
 
     The unit is how far the better half falls behind the best. Pruned networks differ by orders of
     magnitude; what matters is near the top.
     """
-    top = float(quality_M.max())
-    better = np.sort(top - quality_M)[: max(2, (len(quality_M) + 1) // 2)]
+    top = float(reward_M.max())
+    better = np.sort(top - reward_M)[: max(2, (len(reward_M) + 1) // 2)]
     unit = max(float(np.median(better)), 1e-4 * (abs(top) + 1e-4))
 
-    def worth(quality_N: Floats) -> Floats:
-        worths: Floats = np.arcsinh((quality_N - top) / unit)
+    def worth(reward_N: Floats) -> Floats:
+        worths: Floats = np.arcsinh((reward_N - top) / unit)
         return worths
 
     return worth
@@ -100,8 +96,8 @@ class Measured:
     """
 
     def __init__(self, account: Account) -> None:
-        self._account = account
-        self._unit = max(abs(account.quality(account.ledger.history[0])), 1e-3)
+        self._account, self._dense = account, account.ledger.task.dense_reward
+        self._unit = max(abs(account.ledger.history[0].reward - self._dense), 1e-3)
 
     def __call__(self, kept_NG: Units, budget_N: Floats) -> Floats:
         """The worths of N plans, N charged evaluations.
@@ -109,8 +105,9 @@ class Measured:
         Raises:
             Exhausted: nothing but the reserve is left.
         """
-        found = [self._account.quality(self._account.measure(kept)) for kept in kept_NG]
-        return np.arcsinh(np.array(found) / self._unit)
+        reward_N = np.array([self._account.measure(kept).reward for kept in kept_NG])
+        worths: Floats = np.arcsinh((reward_N - self._dense) / self._unit)
+        return worths
 
     def potential(self, kept_NG: Units) -> Floats:
         """Nothing is known before plans are measured."""
@@ -141,29 +138,29 @@ PRACTICE = Practice()
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """The M measured plans (M, G), with their costs and qualities, both (M,)."""
+    """The M measured plans (M, G), with their costs and rewards, both (M,)."""
 
     kept_MG: Units
     cost_M: Floats
-    quality_M: Floats
+    reward_M: Floats
 
     @staticmethod
     def of(account: Account) -> Seen:
         """What an account has measured in full, in order."""
         seen, task = account.seen, account.ledger.task
         kept_MG = np.array([outcome.kept for outcome in seen], np.int64).reshape(-1, task.length)
-        quality_M = np.array([account.quality(outcome) for outcome in seen])
-        return Seen(kept_MG, task.rules.ratio(kept_MG), quality_M)
+        reward_M = np.array([outcome.reward for outcome in seen])
+        return Seen(kept_MG, task.rules.ratio(kept_MG), reward_M)
 
     def nearest(self, budget: float) -> Seen:
         """The share of them that one budget of several is judged by: those nearest in cost."""
         order_M = np.argsort(np.abs(np.log(self.cost_M / budget)), kind="stable")
         near = np.sort(order_M[: max(NEAREST, int(NEAR * len(order_M)))])
-        return Seen(self.kept_MG[near], self.cost_M[near], self.quality_M[near])
+        return Seen(self.kept_MG[near], self.cost_M[near], self.reward_M[near])
 
     def best(self, budget: float, count: int) -> list[Kept]:
-        """The plans within a budget that lose least, at most `count`."""
-        order_M = np.argsort(-self.quality_M, kind="stable")
+        """The plans within a budget that are paid most, at most `count`."""
+        order_M = np.argsort(-self.reward_M, kind="stable")
         within = order_M[self.cost_M[order_M] <= budget + SLACK][:count]
         return [as_kept(row) for row in self.kept_MG[within]]
 
@@ -190,7 +187,7 @@ class Practised:
             self._measure(kept_NG, budget_N)
         if self.surrogate is None:
             return np.zeros(len(kept_NG))
-        known = {o.kept: self._account.quality(o) for o in self._account.seen}
+        known = {outcome.kept: outcome.reward for outcome in self._account.seen}
         worth_N = self.surrogate(kept_NG)
         for row, kept in enumerate(map(as_kept, kept_NG)):
             if kept in known:
@@ -207,7 +204,7 @@ class Practised:
         seen = Seen.of(self._account)
         if len(seen.kept_MG) < FEWEST:
             return
-        self._scale = compression(seen.quality_M)
+        self._scale = compression(seen.reward_M)
         if len(seen.kept_MG) >= REFIT * self._chosen_at:
             self._strengths, self._chosen_at = None, len(seen.kept_MG)
         self.surrogate = self._fitted(seen, self._scale, self._strengths)
@@ -215,7 +212,7 @@ class Practised:
 
     def _fitted(self, seen: Seen, scale: Scale, strengths: Strengths | None = None) -> Surrogate:
         rules = self._account.ledger.task.rules
-        return Surrogate.fit(rules, seen.kept_MG, scale(seen.quality_M), strengths)
+        return Surrogate.fit(rules, seen.kept_MG, scale(seen.reward_M), strengths)
 
     def _judge(self, seen: Seen, budget: float) -> Surrogate | None:
         """What chooses among plans of one budget of several: fitted to the nearest in cost.
@@ -225,7 +222,7 @@ class Practised:
         if len(seen.kept_MG) < FEWEST:
             return self.surrogate
         near = seen.nearest(budget)
-        return self._fitted(near, compression(near.quality_M))
+        return self._fitted(near, compression(near.reward_M))
 
     def _promising(self, kept_NG: Units, budget_N: Floats) -> list[Kept]:
         """New plans of the budgets whose turn it is, the most promising ones of each.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from prune_env import Ledger, PruningTask
 from prune_env.mdp.losses import expected_loss, expected_losses
 from prune_env.mdp.path import Path, greedy_path, path_of, uniform_path
-from prune_env.mdp.rewards import Outcome
+from prune_env.mdp.rewards import Outcome, Rank
 from prune_env.mdp.task import Kept
 
 Floats = NDArray[np.float64]
@@ -122,7 +122,7 @@ def measured_path(ledger: Ledger, evaluations: float) -> Path:
     per_group = int(min(len(ALONE), (evaluations - 1) // task.length))
     if per_group < 1:
         return predicted_path(task)
-    nothing = task.damage(ledger.probe(whole.tolist()))  # a repair on few samples costs something
+    nothing = ledger.probe(whole.tolist()).reward  # a repair on few samples costs something
     losses = []
     for number, group in enumerate(task.groups):
         known = {group.levels[-1]: 0.0}
@@ -131,7 +131,7 @@ def measured_path(ledger: Ledger, evaluations: float) -> Path:
             if level not in known:
                 kept = whole.tolist()
                 kept[number] = level
-                known[level] = max(0.0, task.damage(ledger.probe(kept)) - nothing)
+                known[level] = max(0.0, nothing - ledger.probe(kept).reward)
         losses.append(_between(group.levels, known, expected_loss(task, number)))
     return greedy_path(task.rules, losses)
 
@@ -196,11 +196,11 @@ def chosen_prior(ledger: Ledger) -> tuple[str, Path]:
     """The same with its name in `PATHS`."""
     task = ledger.task
     names = list(PATHS) if ledger.left >= 12 else list(PATHS)[:2]
-    found: dict[Kept, tuple[float, str, Path]] = {}
+    found: dict[Kept, tuple[Rank, str, Path]] = {}
     for name in names[: max(1, int(ledger.left))]:
         path = PATHS[name](task)
         plan = plan_of(task, path)
         if plan not in found:
-            found[plan] = (ledger.measure(plan).reward, name, path)
+            found[plan] = (ledger.measure(plan).rank, name, path)
     _, name, path = max(found.values(), key=lambda entry: entry[0])
     return name, path

@@ -21,7 +21,7 @@ from agents import curves
 from prune_env import Ledger, PruningTask, format_groups
 from prune_env.errors import RunError
 from prune_env.mdp.render import bars
-from prune_env.mdp.rewards import Outcome
+from prune_env.mdp.rewards import Outcome, best_of
 
 PICTURES = 10
 """How often pictures are drawn in the course of a search."""
@@ -133,7 +133,7 @@ class TensorBoardLog:
         for name, picture in drawn.items() if len(candidates) > 1 else ():
             image = picture(self.task, candidates, self.baselines)
             writer.add_image(f"search/{name}", image, step, dataformats="HWC")
-        found = max(candidates, key=lambda outcome: outcome.reward)
+        found = best_of(candidates)
         if found is not self._pictured:
             image = bars(self.task, found.kept)
             writer.add_image("search/best_plan", image, step, dataformats="HWC")

@@ -1,6 +1,6 @@
 """Evolution on levels, as in EvoPress (Sieberling et al. 2024): the strongest model-free search.
 
-A child trades levels between groups at constant cost; it replaces its parent if it measures better.
+A child trades levels between groups at constant cost; it replaces its parent unless it ranks below.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def evolve(ledger: Ledger, seed: int, start: Kept) -> None:
     parent = ledger.measure(start)
     while True:
         child = ledger.measure(mutated(task, parent.kept, generator))
-        if child.eligible and child.reward >= parent.reward:
+        if child.rank >= parent.rank:
             parent = child
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from prune_env import PruningTask
-from prune_env.mdp.rewards import Outcome
+from prune_env.mdp.rewards import Outcome, best_of
 
 Point = tuple[float, float]
 Place = Callable[[Outcome], Point]
@@ -111,7 +111,7 @@ def _panel(
     for number, (name, outcome) in enumerate(baselines.items()):
         marker = MARKERS[number % len(MARKERS)]
         axes.scatter(*place(outcome), marker=marker, s=44, color=GREY, edgecolor="k", label=name)
-    best = max(history, key=lambda outcome: outcome.reward)
+    best = best_of(history)
     axes.scatter(*place(best), marker="o", s=70, facecolor="none", edgecolor=BEST, linewidth=2,
                  label="best")  # fmt: skip
     axes.grid(alpha=0.25)

@@ -41,7 +41,7 @@ def beside_best(account: Account, count: int, generator: np.random.Generator) ->
     Half of them are some trades away, the others at offsets of any size in all groups.
     """
     task, eligible = account.ledger.task, [o for o in account.seen if o.eligible]
-    best = sorted(eligible, key=account.quality, reverse=True)[:PARENTS]
+    best = sorted(eligible, key=lambda outcome: outcome.rank, reverse=True)[:PARENTS]
     parents = [best[number % len(best)].kept for number in range(count)]
     traded = [mutated(task, kept, generator) for kept in parents[: count // 2]]
     kept_NG, rules = np.array(parents[count // 2 :]), task.rules

@@ -55,7 +55,7 @@ class SearchResult:
     """What a search found.
 
     Attributes:
-        best: the outcome with the highest reward.
+        best: the outcome of the highest rank.
         plan: its plan, with notes on how it was found.
         history: every charged outcome, in order.
         seconds: wall-clock time of the search; of its last part, if it was resumed.

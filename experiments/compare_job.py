@@ -21,7 +21,7 @@ from experiments.policies import continuing, is_agent
 from experiments.progress import progress
 from prune_env import Ledger
 from prune_env.errors import ConfigError, PruneEnvError
-from prune_env.mdp.rewards import Outcome
+from prune_env.mdp.rewards import Outcome, improved
 
 Run = Mapping[str, Any]
 
@@ -106,7 +106,7 @@ def _figures(job: Job, result: SearchResult) -> dict[str, Any]:
         "asked": hashlib.sha256(asked.encode()).hexdigest()[:16],
         "rewards": [outcome.reward for outcome in history],
         "kls": [outcome.metrics.kl for outcome in history],
-        "eligible": [outcome.eligible for outcome in history],
+        "improved": improved(history),
         "charged": charged,
         "times": list(result.times),
     }

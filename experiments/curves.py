@@ -1,6 +1,6 @@
 """The best plan so far of a search, as a function of what it was charged and of time.
 
-The best is by reward, among outcomes that may be a result; what is read off is its KL.
+What the best is, `prune_env.mdp.rewards` says; what is read off is its KL.
 """
 
 from __future__ import annotations
@@ -70,16 +70,11 @@ def curve_of(run: Run, before: float | None = None) -> Curve:
     """The curve of a run.
 
     Args:
-        run: its rewards, kls, eligible, charged and times, one of each per outcome; the last two
+        run: its rewards, kls, improved, charged and times, one of each per outcome; the last two
             cumulated.
         before: KL that stands for what precedes the first eligible plan; None: that of this plan.
     """
-    steps: list[int] = []
-    best = -np.inf
-    for number, (reward, eligible) in enumerate(zip(run["rewards"], run["eligible"], strict=True)):
-        if eligible and (reward > best or not steps):
-            steps.append(number)
-            best = reward
+    steps = np.flatnonzero(run["improved"])
     columns = ("charged", "times", "kls", "rewards")
     charged, seconds, kl, reward_ = (np.array(run[c], dtype=float)[steps] for c in columns)
     once = len(run["rewards"]) == 1

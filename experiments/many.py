@@ -25,9 +25,9 @@ from experiments.compare_task import held_out, task_of, yardstick_of_task
 from experiments.directory import once
 from experiments.pareto_config import ParetoConfig
 from experiments.progress import progress
-from prune_env import Ledger, PruningTask
+from prune_env import Ledger
 from prune_env.mdp.path import Path as PlanPath
-from prune_env.mdp.rewards import Outcome
+from prune_env.mdp.rewards import Outcome, best_of
 from prune_env.mdp.rules import SLACK
 
 Run = Mapping[str, Any]
@@ -106,7 +106,8 @@ def front_prior(asked: Sequence[float], ledger: Ledger) -> PlanPath:
         path = make(task)
         plans = tuple(plan_of(task.at(budget), path) for budget in budgets)
         if plans not in found:
-            lost = [max(task.damage(ledger.measure(plan)), 1e-9) for plan in plans]
+            paid = [ledger.measure(plan).reward for plan in plans]
+            lost = [max(task.dense_reward - reward, 1e-9) for reward in paid]
             found[plans] = (math.fsum(map(math.log, lost)), path)
     return min(found.values(), key=lambda entry: entry[0])[1]
 
@@ -140,15 +141,12 @@ def _figures(many: Many, result: SearchResult) -> dict[str, Any]:
         "cost": cost_M,
         "kl": [outcome.metrics.kl for outcome in history],
         yardstick.name: [yardstick.of(outcome.metrics) for outcome in history],
-        "front": [row(b, best_within(task, history, cost_M, b)) for b in config.budgets],
+        "front": [row(b, best_within(history, cost_M, b)) for b in config.budgets],
         "policy": [row(b, outcome) for b, outcome in zip(config.budgets, asked, strict=True)],
     }
 
 
-def best_within(
-    task: PruningTask, history: Sequence[Outcome], cost_M: Sequence[float], budget: float
-) -> Outcome:
-    """The measured plan within a budget that loses least."""
+def best_within(history: Sequence[Outcome], cost_M: Sequence[float], budget: float) -> Outcome:
+    """The measured plan within a budget that ranks highest."""
     pairs = zip(history, cost_M, strict=True)
-    within = [outcome for outcome, cost in pairs if cost <= budget + SLACK]
-    return min(within, key=task.damage)
+    return best_of(outcome for outcome, cost in pairs if cost <= budget + SLACK)

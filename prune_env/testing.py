@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from prune_env.mdp.candidates import TaskOptions
 from prune_env.mdp.ledger import Ledger
-from prune_env.mdp.rewards import Outcome
 from prune_env.mdp.task import PruningTask, leftover_named
 from prune_env.measure.costs import CostBuilder, CostModel
 from prune_env.measure.evaluators import Metrics
@@ -270,13 +269,7 @@ def toy_task(
         return Metrics(accuracy=1 - error, loss=error, kl=error, samples=1)
 
     scores = {group.name: torch.arange(width, 0, -1, dtype=torch.float64) for group in groups}
-    return PruningTask(
-        groups, costs, evaluate, scores, budget, reward=_closeness, name="toy", leftover=leftover
-    )
-
-
-def _closeness(outcome: Outcome) -> dict[str, float]:
-    return {"closeness": -outcome.metrics.kl}
+    return PruningTask(groups, costs, evaluate, scores, budget, name="toy", leftover=leftover)
 
 
 def _toy_group(number: int, units: int) -> PrunableGroup:

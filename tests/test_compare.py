@@ -30,7 +30,9 @@ from experiments.overall import Overall, overall, overall_table
 from experiments.summaries import Summary, nats, spread_of, summarise, summary_table
 from prune_env import Ledger
 from prune_env.errors import ConfigError
+from prune_env.mdp.rewards import Outcome, improved
 from prune_env.mdp.task import PruningTask
+from prune_env.measure.evaluators import Metrics
 from prune_env.testing import toy_task
 
 EVALUATIONS = 12
@@ -125,7 +127,7 @@ def test_only_eligible_plans_are_results(
     capsys.readouterr()
     (path,) = tmp_path.glob("compare-*/compare.json")
     (run,) = all_runs(json.loads(path.read_text()))
-    assert run["eligible"] == [False, True, True, True]
+    assert run["improved"] == [False, True, *run["improved"][2:]]
     assert run["kls"][0] == 0 < run["kl"] == min(run["kls"][1:])
     assert run["macs_ratio"] <= 0.6
 
@@ -499,6 +501,11 @@ def outcomes(kls: list[float], *, times: list[float] | None = None, **more: Any)
         "times": times or [float(n) for n in range(1, count + 1)], "accuracy": 0.5, **more,
     }  # fmt: skip
     best = min(kl for kl, ok in zip(kls, run["eligible"], strict=True) if ok)
+    measured = [
+        Outcome((1,), Metrics(0.5, kl, kl, 1), 1.0, 0.5, 0.5, {"paid": reward}, ok)
+        for kl, reward, ok in zip(kls, run["rewards"], run["eligible"], strict=True)
+    ]
+    run["improved"] = improved(measured)
     return {
         "evaluations": run["charged"][-1], "seconds": run["times"][-1], "kl": best, "reward": -best,
         **run,

@@ -196,9 +196,7 @@ def test_the_prior_loses_least_over_the_budgets() -> None:
 
     def lost(path: Any) -> float:
         twins = [task.at(budget) for budget in (0.4, 0.6, 0.7)]
-        return float(
-            np.sum([np.log(task.damage(task.outcome(plan_of(twin, path)))) for twin in twins])
-        )
+        return float(np.sum([np.log(-task.outcome(plan_of(twin, path)).reward) for twin in twins]))
 
     assert lost(chosen) == pytest.approx(min(lost(make(task)) for make in PATHS.values()))
     assert ledger.spent <= 3 * len(PATHS)
@@ -222,12 +220,12 @@ def test_plans_of_every_budget_are_measured_and_the_policy_is_asked_for_each() -
         assert budget - 0.04 < left <= budget + SLACK
 
 
-def test_best_within_is_the_least_damage_at_that_cost() -> None:
+def test_best_within_loses_less_the_more_may_remain() -> None:
     task, ledger = searched(course_of(ASKED), 30, ASKED[-1])
     cost = [float(task.costs.ratio(outcome.kept, task.on)) for outcome in ledger.history]
-    best = [best_within(task, ledger.history, cost, budget) for budget in ASKED]
-    damages = [task.damage(outcome) for outcome in best]
-    assert damages == sorted(damages, reverse=True)
+    best = [best_within(ledger.history, cost, budget) for budget in ASKED]
+    rewards = [outcome.reward for outcome in best]
+    assert rewards == sorted(rewards)
 
 
 class Known:

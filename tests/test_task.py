@@ -23,7 +23,7 @@ from prune_env.errors import (
     ModelError,
     PlanError,
 )
-from prune_env.mdp.rewards import FLOPS_WEIGHT, REWARDS, Outcome, reward_named
+from prune_env.mdp.rewards import REWARDS, Outcome, reward_named
 from prune_env.mdp.task import FEATURES, PruningTask, State
 from prune_env.measure.batches import Batch, channels_last
 from prune_env.measure.evaluators import ClassifierEvaluator, Metrics
@@ -229,8 +229,8 @@ def outcome(**changes: Any) -> Outcome:
 
 
 def test_rewards_by_hand() -> None:
-    assert REWARDS["accuracy"](outcome()) == {"accuracy": 0.8, "flops": FLOPS_WEIGHT * 0.5}
-    assert REWARDS["kl"](outcome()) == {"kl": -0.25, "flops": FLOPS_WEIGHT * 0.5}
+    assert REWARDS["accuracy"](outcome()) == {"accuracy": 0.8}
+    assert REWARDS["kl"](outcome()) == {"kl": -0.25}
     assert REWARDS["amc"](outcome())["amc"] == pytest.approx(-0.2 * math.log(2e6))
     assert outcome(terms={"a": 0.5, "b": -2.0}).reward == -1.5
     assert reward_named("kl") is REWARDS["kl"]

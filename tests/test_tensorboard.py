@@ -63,7 +63,7 @@ def test_every_evaluation_is_a_step_of_every_curve(logged: Path) -> None:
     task, events = toy_task(budget=0.6), read(logged / "log")
     tags = {
         "quality/accuracy", "quality/kl", "quality/loss", "cost/flops_ratio", "cost/params_ratio",
-        "reward/total", "reward/closeness", "best/reward", "best/accuracy", "best/kl",
+        "reward/total", "reward/kl", "best/reward", "best/accuracy", "best/kl",
         *sparsity_tags(task),
     }  # fmt: skip
     assert tags <= set(events.Tags()["scalars"])

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prune_env.errors import RunError
-from prune_env.mdp.rewards import Outcome
+from prune_env.mdp.rewards import Outcome, best_of
 from prune_env.mdp.task import PruningTask
 from prune_env.measure.evaluators import Metrics
 from prune_env.storage import write_text
@@ -88,11 +88,8 @@ class Ledger:
 
     @property
     def best(self) -> Outcome:
-        """The eligible outcome with the highest reward, the earliest of equals.
-
-        Before there is any, the highest of the others.
-        """
-        return max(self.history, key=lambda outcome: (outcome.eligible, outcome.reward))
+        """The outcome of the highest rank: eligible, of best quality, then cheapest, then first."""
+        return best_of(self.history)
 
     @property
     def journalled(self) -> tuple[tuple[int, ...], ...]:
@@ -106,8 +103,9 @@ class Ledger:
             Exhausted: nothing is left to spend.
             RunError: the journal is of another search.
         """
-        best = max((o for o in self.history if o.eligible), key=_reward, default=None)
-        return self._charge(kept, lambda: self.task.outcome(kept, best))
+        eligible = [outcome for outcome in self.history if outcome.eligible]
+        rival = best_of(eligible) if eligible else None
+        return self._charge(kept, lambda: self.task.outcome(kept, rival))
 
     def probe(self, kept: Sequence[int]) -> Outcome:
         """The outcome of any levels, beyond the budget too; see `PruningTask.probe`. Charged."""
@@ -164,10 +162,6 @@ class Ledger:
         values = {**row, "kept": kept, "metrics": Metrics(**row["metrics"])}
         self.seconds.append(values.pop("seconds"))
         return Outcome(**values)
-
-
-def _reward(outcome: Outcome) -> float:
-    return outcome.reward
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:

@@ -1,20 +1,20 @@
 """Rewards: from what a plan measured to named terms that add up.
 
 A reward is one small function from an `Outcome` to terms. To add one, write it and put it into
-`REWARDS`.
+`REWARDS`. The budget is hard, so a reward pays for quality alone: less cost only breaks ties, in
+`Outcome.rank`, which is the one order that searchers, ledgers and tables share.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from prune_env.errors import look_up
 from prune_env.measure.evaluators import Metrics
 
-FLOPS_WEIGHT = 0.1
-"""Pay per fraction of FLOPs saved. Small: the budget is hard, this only breaks ties."""
+Rank = tuple[bool, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -44,26 +44,54 @@ class Outcome:
         """Sum of the terms."""
         return math.fsum(self.terms.values())
 
+    @property
+    def rank(self) -> Rank:
+        """What outcomes are compared by, the higher the better.
+
+        Those that may be the result come first, then the reward decides, then fewer FLOPs, then
+        fewer parameters. A reward that is not a number is worse than any.
+        """
+        paid = self.reward
+        paid = -math.inf if math.isnan(paid) else paid
+        return self.eligible, paid, -self.flops_ratio, -self.params_ratio
+
+
+def best_of(outcomes: Iterable[Outcome]) -> Outcome:
+    """The outcome of the highest rank, the earliest of equals."""
+    return max(outcomes, key=lambda outcome: outcome.rank)
+
+
+def improved(outcomes: Iterable[Outcome]) -> list[bool]:
+    """Whether each outcome may be the result and ranks above all before it."""
+    best, steps = None, list[bool]()
+    for outcome in outcomes:
+        steps.append(outcome.eligible and (best is None or outcome.rank > best.rank))
+        best = outcome if steps[-1] else best
+    return steps
+
 
 Reward = Callable[[Outcome], dict[str, float]]
 
 
 def accuracy(outcome: Outcome) -> dict[str, float]:
-    """Accuracy, and a little for FLOPs saved."""
-    saved = FLOPS_WEIGHT * (1 - outcome.flops_ratio)
-    return {"accuracy": outcome.metrics.accuracy, "flops": saved}
+    """Accuracy on the reward samples."""
+    return {"accuracy": outcome.metrics.accuracy}
 
 
 def kl(outcome: Outcome) -> dict[str, float]:
-    """Closeness to the dense network: -KL in nats, and a little for FLOPs saved.
+    """Closeness to the dense network: -KL in nats.
 
     Finer than accuracy on the few hundred samples a search can afford.
     """
-    return {"kl": -outcome.metrics.kl, "flops": FLOPS_WEIGHT * (1 - outcome.flops_ratio)}
+    return {"kl": -outcome.metrics.kl}
 
 
 def amc(outcome: Outcome) -> dict[str, float]:
-    """-error x log(FLOPs) (He et al. 2018, AMC, eq. 4)."""
+    """-error x log(FLOPs) (He et al. 2018, AMC, eq. 4).
+
+    Trades quality for cost: made for `leftover="leave"` and a budget that does not bind. Under a
+    hard budget it prefers a worse network that costs less; `kl` and `accuracy` never do.
+    """
     return {"amc": -(1 - outcome.metrics.accuracy) * math.log(max(outcome.flops, 1.0))}
 
 

@@ -386,15 +386,11 @@ class PruningTask:
             return self._rewarded(kept, self.evaluate(kept))
         return self._rewarded(kept, self.part(kept, share))
 
-    def damage(self, outcome: Outcome) -> float:
-        """What worse quality than the dense network's takes from the reward at the same cost.
-
-        Terms that pay for cost alone cancel, so plans of different budgets can be compared.
-        """
-        if self.dense is None:
-            return -outcome.reward
-        ideal = self.reward(dataclasses.replace(outcome, metrics=self.dense))
-        return math.fsum(ideal.values()) - outcome.reward
+    @cached_property
+    def dense_reward(self) -> float:
+        """What the dense network would be paid; 0 where it was not measured (a toy)."""
+        whole = as_kept(self.rules.most_G)
+        return 0.0 if self.dense is None else self._rewarded(whole, self.dense).reward
 
     def _rewarded(self, kept: Kept, metrics: Metrics) -> Outcome:
         values = self.costs(kept)
