@@ -9,7 +9,6 @@ is spent by the payment (see agents/account.py).
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -29,16 +28,15 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from agents.account import PRACTICE, Account, Measured, Payment, Practice, Practised
 from agents.allocators import best_prior
 from agents.lanes import HELP, Array, Budgets, Floats, Help, Lanes, Plans, Walks
-from agents.settings import SPREAD, lanes_of, settings
+from agents.policy import POLICY, read_policy, rebuilt, write_policy
+from agents.settings import LANES, SPREAD, lanes_of, settings
 from prune_env import Ledger
 from prune_env.errors import ConfigError
 from prune_env.mdp.ledger import Exhausted
 from prune_env.mdp.path import Path
 from prune_env.mdp.rules import as_kept
 from prune_env.mdp.task import Kept
-from prune_env.storage import write_bytes
 
-POLICY = "policy.zip"
 CHECKPOINTS = 10
 """Policies saved in the course of a search."""
 
@@ -92,7 +90,7 @@ def learn(name: str, ledger: Ledger, seed: int, course: Course = COURSE) -> None
     """Train the agent `name` within the ledger's limit, then measure what it learned.
 
     The prior's plans are measured first and the deterministic policy's plan last. With a folder,
-    the policy is written to `policy.zip` there, ten times on the way and at the end. The random
+    the policy is written to `policy.safetensors` there, ten times on the way and at the end. The random
     states of the process are left as they were.
     """
     account, kind, finals = Account(ledger), AGENTS[name], course.finals or (ledger.task.budget,)
@@ -109,11 +107,11 @@ def learn(name: str, ledger: Ledger, seed: int, course: Course = COURSE) -> None
         with contextlib.suppress(Exhausted):
             while account.left > 0:  # the first round ends it, unless plans are given up early
                 agent.learn(
-                    steps * _groups(account, course), callback=_Checkpoints(ledger),
+                    steps * _groups(account, course), callback=_Checkpoints(name, ledger),
                     log_interval=1, reset_num_timesteps=False,
                 )  # fmt: skip
         account.reserve = 0.0
-        _save(agent, ledger)
+        _save(name, agent, ledger)
         with contextlib.suppress(Exhausted):
             for budget in finals:
                 account.measure(plan_by(agent, env, budget))
@@ -127,11 +125,9 @@ def _payment(account: Account, course: Course, seed: int) -> Payment:
 
 def _agent(name: str, env: Lanes, length: int, seed: int, course: Course) -> BaseAlgorithm:
     kind, chosen = AGENTS[name], settings(name, length, course.lanes)
-    if course.policy is not None:  # the length, and with it the settings, may be another network's
-        del chosen["policy_kwargs"]
-        return load_policy(name, course.policy, env, seed=seed, **chosen)
+    if course.policy is not None:
+        return load_policy(name, course.policy, env, seed, **chosen)
     agent = kind.algorithm("MlpPolicy", env, seed=seed, device="cpu", **chosen)  # type: ignore[call-arg]
-    vars(agent)["trained_as"] = name  # SB3 saves it with the rest
     _start_at_prior(agent)
     return agent
 
@@ -152,24 +148,24 @@ def _start_at_prior(agent: BaseAlgorithm) -> None:
 
 
 def load_policy(
-    name: str, path: FilePath, env: Lanes | None = None, **chosen: Any
+    name: str, path: FilePath, env: Lanes | None = None, seed: int | None = None, **chosen: Any
 ) -> BaseAlgorithm:
-    """A saved policy of the agent `name`; `chosen` replaces settings that were saved with it.
+    """The agent `name` with a saved policy; `chosen` are its settings, if it is to learn.
 
     Raises:
         ConfigError: there is none in `path`, or it is of another agent or sees other features.
     """
+    policy = read_policy(path)
     try:
-        agent = AGENTS[name].algorithm.load(path, env=env, device="cpu", **chosen)
-        found = vars(agent).get("trained_as", name)
-        if found != name:
-            raise ValueError(f"it is of '{found}'")
-    except (OSError, ValueError, KeyError, AssertionError, AttributeError, TypeError) as error:
+        if policy.agent != name:
+            raise ValueError(f"it is of '{policy.agent}'")
+        chosen = chosen or settings(name, 1, LANES)
+        return rebuilt(policy, AGENTS[name].algorithm, env, seed, chosen)
+    except (ValueError, RuntimeError, KeyError, AssertionError) as error:
         raise ConfigError(
-            f"'{path}' holds no policy of '{name}' for this task: {error}. Give the policy.zip of "
-            "a search by the same agent; those that decide whole plans fit one network only."
+            f"'{path}' holds no policy of '{name}' for this task: {error}. Give the policy of a "
+            "search by the same agent; those that decide whole plans fit one network only."
         ) from error
-    return agent
 
 
 def _groups(account: Account, course: Course) -> int:
@@ -193,15 +189,15 @@ def plan_by(agent: BaseAlgorithm, env: Lanes, budget: float) -> Kept:
 class _Checkpoints(BaseCallback):
     """Keeps the policy safe; the search itself resumes from the ledger's journal."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, name: str, ledger: Ledger) -> None:
         super().__init__()
-        self._ledger, self._saved = ledger, 0
+        self._name, self._ledger, self._saved = name, ledger, 0
 
     def _on_step(self) -> bool:
         part = int(CHECKPOINTS * self._ledger.charged // self._ledger.limit)
         if part > self._saved:
             self._saved = part
-            _save(self.model, self._ledger)
+            _save(self._name, self.model, self._ledger)
         return True
 
 
@@ -224,11 +220,9 @@ def _losses(values: Mapping[str, Any]) -> dict[str, float]:
     return {key.removeprefix("train/"): float(value) for key, value in found.items()}
 
 
-def _save(agent: BaseAlgorithm, ledger: Ledger) -> None:
+def _save(name: str, agent: BaseAlgorithm, ledger: Ledger) -> None:
     if ledger.folder is not None:
-        buffer = io.BytesIO()
-        agent.save(buffer)
-        write_bytes(ledger.folder / POLICY, buffer.getvalue())
+        write_policy(ledger.folder / POLICY, name, agent)
 
 
 @contextlib.contextmanager

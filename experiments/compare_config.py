@@ -43,7 +43,9 @@ class CompareConfig:
     )
     seed: int = option(0, "seed of the task; the searches have seeds of their own")
     init_policy: str = option(
-        "", "policy.zip of a search, that the agents among the searchers go on from", added=True
+        "",
+        "policy.safetensors of a search, that the agents among the searchers go on from",
+        added=True,
     )
     searchers: tuple[str, ...] = option(
         ("uniform", "global", "random", "ppo"), "comma separated", identity=False

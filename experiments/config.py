@@ -57,7 +57,7 @@ class RunConfig:
     )
     evaluations: int = option(200, "plans that each searcher may measure")
     seed: int = option(0, "seed of everything random")
-    init_policy: str = option("", "policy.zip of a search by the same agent, to go on from")
+    init_policy: str = option("", "policy.safetensors of a search by the same agent, to go on from")
 
     criterion: str = option("obs", "what makes a unit worth keeping")
     repair: str = option(

@@ -39,8 +39,9 @@ def continuing(name: str, policy: str | Path) -> Searcher | None:
     """
     if not policy:
         return None
-    from agents.sb3 import Course, learn, load_policy  # not for who only runs baselines
+    from agents.sb3 import Course, learn, load_policy, private_randomness  # only for agents
 
     require_agent(name)
-    load_policy(name, Path(policy))
+    with private_randomness():
+        load_policy(name, Path(policy))
     return partial(learn, name, course=Course(policy=Path(policy)))

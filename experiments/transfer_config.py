@@ -57,7 +57,7 @@ class TransferConfig(CompareConfig):
         if bool(self.source) == bool(self.init_policy):
             raise config_error(
                 "give either --from, the task that the policy is trained on, or --init-policy, a "
-                "policy.zip that is there."
+                "policy.safetensors that is there."
             )
         if self.further < 0:
             raise config_error(f"--continue is {self.further}; it must be at least 0.")

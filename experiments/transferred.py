@@ -12,7 +12,8 @@ import numpy as np
 
 from agents.account import Account, Measured
 from agents.allocators import PATHS, best_prior, chosen_prior, plan_of
-from agents.sb3 import AGENTS, POLICY, load_policy, plan_by, private_randomness
+from agents.policy import POLICY
+from agents.sb3 import AGENTS, load_policy, plan_by, private_randomness
 from agents.search import JOURNAL
 from experiments.compare_config import CompareConfig
 from experiments.compare_job import Job

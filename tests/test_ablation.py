@@ -206,7 +206,7 @@ def test_agents_that_do_not_walk_have_no_steps_to_shape() -> None:
         (["--searchers", "evolutoin"], "'evolution'"),
         (["--beside", "nowhere/page"], "--beside"),
         (["--agents", "ppo"], "--agent"),
-        (["--init-policy", "policy.zip"], "--init-policy"),
+        (["--init-policy", "policy.safetensors"], "--init-policy"),
     ],
 )
 def test_bad_input_ends_with_status_2(

@@ -194,7 +194,7 @@ def test_a_finished_search_returns_at_once_and_refuses_other_settings(tmp_path: 
         run_search(task, "ppo", 6, 1, tmp_path / "a")
 
 
-@pytest.mark.parametrize("lost", ["plan.json", "search.json", "policy.zip"])
+@pytest.mark.parametrize("lost", ["plan.json", "search.json", "policy.safetensors"])
 def test_a_lost_file_is_made_again_without_measuring(tmp_path: Path, lost: str) -> None:
     first = run_search(toy_task(budget=0.6), "td3", 6, 0, tmp_path)
     (tmp_path / "search.json").unlink(missing_ok=True)  # as if killed just before the end
@@ -221,13 +221,13 @@ def test_policies_are_kept_on_the_way_and_the_last_one_gives_the_last_plan(tmp_p
     task, seen = toy_task(budget=0.6), []
 
     def listen(ledger: Ledger, outcome: Outcome) -> None:
-        seen.append((tmp_path / "policy.zip").exists())
+        seen.append((tmp_path / "policy.safetensors").exists())
 
     result = run_search(task, "ppo", 30, 0, tmp_path, on_outcome=listen)
     assert seen[0] is False
     assert seen[20] is True
     ledger = Ledger(task, 20)
     lanes = Walks(task.around(best_prior(ledger)), Measured(Account(ledger)), 1)
-    plan = plan_by(load_policy("ppo", tmp_path / "policy.zip"), lanes, task.budget)
+    plan = plan_by(load_policy("ppo", tmp_path / "policy.safetensors"), lanes, task.budget)
     assert plan == result.history[-1].kept
     assert json.loads((tmp_path / "search.json").read_text())["seconds"] > 0

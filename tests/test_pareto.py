@@ -100,7 +100,7 @@ def test_the_search_of_many_budgets_is_charged_like_the_single_ones(finished: Pa
     assert len((many_folder(finished) / "journal.jsonl").read_text().splitlines()) == charge
     for row in (*figures["front"], *figures["policy"]):
         assert row["cost"] <= row["budget"] + SLACK
-    assert (many_folder(finished) / "policy.zip").exists()
+    assert (many_folder(finished) / "policy.safetensors").exists()
 
 
 def test_the_picture_is_on_every_page(finished: Path) -> None:

@@ -159,7 +159,7 @@ def test_searches_on_the_target_go_on_from_the_policy_or_start_afresh(
 def test_a_policy_may_be_given_as_a_file(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    policy = str(trained / "ppo" / "policy.zip")
+    policy = str(trained / "ppo" / "policy.safetensors")
     argv = ["--init-policy", policy, "--to", LONGER, "--budget", "0.5", "--runs", str(tmp_path)]
     results = shown(capsys, argv)
     assert "policy" in rows(results)
@@ -225,7 +225,7 @@ def test_a_source_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_a_policy_must_be_of_the_agent(trained: Path, name: str, file: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        continuing(name, trained / file / "policy.zip")
+        continuing(name, trained / file / "policy.safetensors")
 
 
 def test_without_a_policy_the_name_says_what_searches() -> None:
@@ -234,7 +234,7 @@ def test_without_a_policy_the_name_says_what_searches() -> None:
 
 
 def test_a_policy_of_whole_plans_fits_its_network_only(trained: Path, tmp_path: Path) -> None:
-    agent = continuing("ppo_plan", trained / "ppo_plan" / "policy.zip")
+    agent = continuing("ppo_plan", trained / "ppo_plan" / "policy.safetensors")
     with pytest.raises(ConfigError, match="one network only"):
         run_search(longer(budget=0.5), "ppo_plan", 9, 0, tmp_path, searcher=agent)
 
@@ -243,7 +243,7 @@ def test_a_policy_of_whole_plans_fits_its_network_only(trained: Path, tmp_path: 
 def test_a_search_goes_on_and_resumes(trained: Path, tmp_path: Path, name: str) -> None:
     """On a longer network, killed once; finished it measures nothing."""
     task, told = longer(budget=0.5), []
-    agent = continuing(name, trained / name / "policy.zip")
+    agent = continuing(name, trained / name / "policy.safetensors")
     first = run_search(task, name, 10, 0, tmp_path / "a", searcher=agent)
     assert len(first.history) == 10
     assert first.plan.notes["searcher"] == name
@@ -268,7 +268,7 @@ def test_a_search_goes_on_and_resumes(trained: Path, tmp_path: Path, name: str) 
 
 def test_another_seed_or_policy_is_another_search(trained: Path, tmp_path: Path) -> None:
     task = shorter(budget=0.5)
-    agent = continuing("ppo", trained / "ppo" / "policy.zip")
+    agent = continuing("ppo", trained / "ppo" / "policy.safetensors")
     plans = [
         tuple(o.kept for o in run_search(task, "ppo", 14, seed, searcher=searcher).history)
         for seed, searcher in ((0, None), (0, agent), (1, agent))
@@ -277,7 +277,7 @@ def test_another_seed_or_policy_is_another_search(trained: Path, tmp_path: Path)
 
 
 def test_a_loaded_agent_learns_with_the_settings_of_its_new_task(trained: Path) -> None:
-    path = trained / "ppo" / "policy.zip"
+    path = trained / "ppo" / "policy.safetensors"
     assert load_policy("ppo", path).__dict__["n_steps"] == 4
     assert load_policy("ppo", path, n_steps=6, batch_size=48).__dict__["n_steps"] == 6
     assert set(AGENTS) >= {"ppo", "sac"}
@@ -290,14 +290,14 @@ def test_a_run_goes_on_from_a_policy(
         "--task", LONGER, "--budget", "0.5", "--evaluations", "9", "--baselines", "uniform",
         "--runs", str(tmp_path), "--no-tensorboard", "--no-progress", "--threads", "1",
     ]  # fmt: skip
-    policy = ["--init-policy", str(trained / "ppo" / "policy.zip")]
+    policy = ["--init-policy", str(trained / "ppo" / "policy.safetensors")]
     assert run.main([*argv, *policy]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["ppo"]["evaluations"] == 9
     assert said["settings"]["init_policy"] == policy[1]
     assert run.main([*argv, *policy, "--searcher", "random"]) == 2
     assert "'random' has no policy" in capsys.readouterr().err
-    assert run.main([*argv, "--init-policy", str(trained / "a2c" / "policy.zip")]) == 2
+    assert run.main([*argv, "--init-policy", str(trained / "a2c" / "policy.safetensors")]) == 2
     assert "it is of 'a2c'" in capsys.readouterr().err
 
 
@@ -308,7 +308,7 @@ def test_agents_of_a_comparison_go_on_and_others_take_no_notice(
         "--task", LONGER, "--budgets", "0.5", "--evaluations", "9", "--seeds", "1",
         "--searchers", "uniform,ppo,a2c", "--runs", str(tmp_path),
     ]  # fmt: skip
-    policy = str(trained / "ppo" / "policy.zip")
+    policy = str(trained / "ppo" / "policy.safetensors")
     assert compare.main([*argv, "--init-policy", policy]) == 0
     (cell,) = json.loads(capsys.readouterr().out.splitlines()[-1])["cells"]
     assert [entry["searcher"] for entry in cell["searchers"]] == ["uniform", "ppo"]
