@@ -9,16 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Box
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 from agents.lanes import LIMIT, Lanes
+from agents.settings import LANES
 from prune_env.errors import ConfigError, RunError
 from prune_env.storage import load_described, save_tensors
 
@@ -111,20 +116,22 @@ def rebuilt(
     Raises:
         ValueError, RuntimeError: the policy does not fit the algorithm, or the environment.
     """
+    alike = DummyVecEnv([partial(_Unplayed, policy)] * LANES)
+    if env is not None:
+        check_for_correct_spaces(env, alike.observation_space, alike.action_space)
     build: Any = algorithm  # SB3's base class does not say what all of its algorithms take
-    agent: Any = build(
-        "MlpPolicy", None, seed=seed, device="cpu", _init_setup_model=False, **chosen
-    )
-    agent.observation_space = Box(-LIMIT, LIMIT, (policy.seen,), np.float32)
-    agent.action_space = Box(-1.0, 1.0, (policy.acted,), np.float32)
-    agent.n_envs = 1 if env is None else env.num_envs
-    agent._setup_model()
+    agent: BaseAlgorithm = build("MlpPolicy", env or alike, seed=seed, device="cpu", **chosen)
     _take_up(agent, policy.weights)
     agent.num_timesteps, agent._n_updates = policy.steps, policy.updates
-    if env is not None:
-        agent.set_env(env)
-    result: BaseAlgorithm = agent
-    return result
+    return agent
+
+
+class _Unplayed(gymnasium.Env[Any, Any]):
+    """The spaces of what a policy was trained on."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.observation_space = Box(-LIMIT, LIMIT, (policy.seen,), np.float32)
+        self.action_space = Box(-1.0, 1.0, (policy.acted,), np.float32)
 
 
 def _weights(agent: BaseAlgorithm) -> dict[str, Tensor]:

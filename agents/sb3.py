@@ -90,8 +90,8 @@ def learn(name: str, ledger: Ledger, seed: int, course: Course = COURSE) -> None
     """Train the agent `name` within the ledger's limit, then measure what it learned.
 
     The prior's plans are measured first and the deterministic policy's plan last. With a folder,
-    the policy is written to `policy.safetensors` there, ten times on the way and at the end. The random
-    states of the process are left as they were.
+    the policy is written there, ten times on the way and at the end. The random states of the
+    process are left as they were.
     """
     account, kind, finals = Account(ledger), AGENTS[name], course.finals or (ledger.task.budget,)
     course = replace(course, lanes=course.lanes or lanes_of(name, ledger.task.length))

@@ -44,7 +44,7 @@ class CompareConfig:
     seed: int = option(0, "seed of the task; the searches have seeds of their own")
     init_policy: str = option(
         "",
-        "policy.safetensors of a search, that the agents among the searchers go on from",
+        "policy.safetensors of a search, that the agents compared go on from",
         added=True,
     )
     searchers: tuple[str, ...] = option(

@@ -15,6 +15,7 @@ from agents.allocators import PATHS, best_prior, chosen_prior, plan_of
 from agents.policy import POLICY
 from agents.sb3 import AGENTS, load_policy, plan_by, private_randomness
 from agents.search import JOURNAL
+from agents.settings import LANES
 from experiments.compare_config import CompareConfig
 from experiments.compare_job import Job
 from experiments.compare_task import held_out, task_of, yardstick_of_task
@@ -113,7 +114,7 @@ def transferred(task: PruningTask, ledger: Ledger, transfer: Transfer) -> Kept:
         ConfigError: the policy is of another agent, or fits another network only.
     """
     name = transfer.agent
-    env = AGENTS[name].lanes(task, Measured(Account(ledger)), 1)
+    env = AGENTS[name].lanes(task, Measured(Account(ledger)), LANES)
     with private_randomness():
         return plan_by(load_policy(name, transfer.policy, env), env, transfer.budget)
 
