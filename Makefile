@@ -28,7 +28,7 @@ lint: $(READY)
 	$(VENV)/bin/mypy
 
 tb: $(READY)
-	$(VENV)/bin/tensorboard --logdir runs
+	$(VENV)/bin/tensorboard --logdir runs --host 127.0.0.1
 
 $(READY): pyproject.toml Makefile
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)

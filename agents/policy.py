@@ -60,10 +60,14 @@ def write_policy(path: Path, name: str, agent: BaseAlgorithm) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    sizes = [int(np.prod(s.shape or ())) for s in (agent.observation_space, agent.action_space)]
-    policy = Policy(name, *sizes, agent.num_timesteps, agent._n_updates, _weights(agent))
-    facts = {key: value for key, value in vars(policy).items() if key != "weights"}
-    save_tensors(path, policy.weights, {FACTS: json.dumps(facts)})
+    seen, acted = agent.observation_space.shape, agent.action_space.shape
+    assert seen is not None
+    assert acted is not None
+    facts = {
+        "agent": name, "seen": seen[0], "acted": acted[0], "steps": agent.num_timesteps,
+        "updates": agent._n_updates,
+    }  # fmt: skip
+    save_tensors(path, _weights(agent), {FACTS: json.dumps(facts)})
 
 
 def read_policy(path: Path) -> Policy:

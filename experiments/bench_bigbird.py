@@ -102,8 +102,8 @@ def load(config: BigBirdConfig) -> tuple[Any, Any]:
     """The model in eval mode, and the token ids it is measured on, (R rows, T tokens)."""
     import numpy as np
     import torch
-    from transformers import AutoModelForCausalLM
 
+    from experiments.pretrained import load_pretrained
     from prune_env.errors import DataError
 
     with np.load(config.tokens) as arrays:
@@ -113,7 +113,7 @@ def load(config: BigBirdConfig) -> tuple[Any, Any]:
                 f"{', '.join(arrays)}."
             )
         tokens_RT = torch.from_numpy(arrays[config.split].astype("int64"))
-    return AutoModelForCausalLM.from_pretrained(config.model).eval(), tokens_RT
+    return load_pretrained(config.model), tokens_RT
 
 
 def perplexity(model: Any, tokens_RT: Any) -> float:

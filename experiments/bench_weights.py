@@ -129,9 +129,10 @@ def _plan_of(config: WeightsConfig) -> Iterator[tuple[Method, tuple[float, ...]]
 def load(config: WeightsConfig) -> tuple[nn.Module, list[Batch], list[Batch]]:
     """The dense network, calibration batches, evaluation batches."""
     import numpy as np
-    from transformers import AutoModelForCausalLM
 
-    dense = AutoModelForCausalLM.from_pretrained(config.model).eval()
+    from experiments.pretrained import load_pretrained
+
+    dense = load_pretrained(config.model)
     with np.load(config.tokens) as tokens:
         calibration = tokens["calibration"][: config.calibration_rows or None]
         evaluation = tokens["evaluation"][: config.evaluation_rows or None]

@@ -9,6 +9,7 @@ import argparse
 import difflib
 import functools
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,9 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 
 Config = TypeVar("Config")
 Main = Callable[[Sequence[str]], int | None]
+
+CODE = re.compile(r"(?:^|[\s,=])[A-Za-z_][\w.]*:[A-Za-z_]")
+"""`package.module:function`, wherever it stands in a value."""
 
 
 def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
@@ -75,7 +79,21 @@ def parse(
         raise config_error(f"unknown option '{name}'.{_nearest(name, known)} See --help.")
     file = given.pop("config", None)
     from_file = {} if file is None else _read_toml(Path(file), hints)
+    for name, value in from_file.items():
+        if name not in given:
+            _require_data(name, value, file)
     return config_class(**{**from_file, **given})
+
+
+def _require_data(name: str, value: Any, file: Any) -> None:
+    """Check that a value from a file names no code: whose code is run, the command line says."""
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str) and CODE.search(text):
+            flag = "--" + name.replace("_", "-")
+            raise config_error(
+                f"'{name}' in '{file}' is {text!r}, which names code to run; a file holds values "
+                f"only. Give it on the command line: {flag} {text}."
+            )
 
 
 class _Parser(argparse.ArgumentParser):

@@ -47,6 +47,8 @@ def is_pretrained(name: str) -> bool:
 def load_pretrained(path: str | Path) -> nn.Module:
     """The causal language model in a folder, in eval mode, without a cache of keys and values.
 
+    Weights are read from safetensors only, and no code that comes with a folder is run.
+
     Raises:
         ModelError: the folder holds no model that transformers can read.
         DataError: transformers is not installed.
@@ -54,13 +56,20 @@ def load_pretrained(path: str | Path) -> nn.Module:
     library = import_extra("transformers")
     library.utils.logging.disable_progress_bar()  # a bar for every load is no progress
     try:
-        model = library.AutoModelForCausalLM.from_pretrained(Path(path), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        model = library.AutoModelForCausalLM.from_pretrained(
+            Path(path), local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+    except Exception as error:  # the library lets through whatever a damaged folder runs into
         raise ModelError(
-            f"'{path}' holds no causal language model: {str(error).strip().splitlines()[0]} Give a "
-            "folder that save_pretrained wrote."
+            f"'{path}' holds no causal language model: {first_line(error)} Give a folder that "
+            "save_pretrained wrote, of an architecture of the library, with safetensors in it."
         ) from error
     return without_cache(model)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def without_cache(model: nn.Module) -> nn.Module:
@@ -73,7 +82,9 @@ def without_cache(model: nn.Module) -> nn.Module:
 def fresh(config: Any) -> nn.Module:
     """A causal language model of this config with any weights."""
     library = import_extra("transformers")
-    return without_cache(library.AutoModelForCausalLM.from_config(copy.deepcopy(config)))
+    chosen = copy.deepcopy(config)
+    made = library.AutoModelForCausalLM.from_config(chosen, trust_remote_code=False)
+    return without_cache(made)
 
 
 def require_tokens(model: nn.Module, rows_NT: Tensor) -> None:

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.formats import percent, scaled
 from experiments.page import Cell, Table
+from experiments.pretrained import first_line
 from prune_env.errors import ConfigError, ModelError
 from prune_env.structure.skip import is_cache
 
@@ -147,12 +148,14 @@ def _config(library: Any, name: str) -> Any:
     path = Path(name).expanduser()
     try:
         if path.exists():
-            return library.AutoConfig.from_pretrained(path, local_files_only=True)
+            return library.AutoConfig.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
         return library.AutoConfig.for_model(name)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the library lets through whatever a damaged config runs into
         raise ConfigError(
-            f"there is no config '{name}': {str(error).strip().splitlines()[0][:200]} Give the "
-            "name of an architecture, as in mistral, a config.json, or a folder with one."
+            f"there is no config '{name}': {first_line(error)} Give the name of an architecture, "
+            "as in mistral, a config.json, or a folder with one."
         ) from error
 
 
@@ -165,9 +168,10 @@ def _built(kind: Any, config: Any) -> nn.Module:
 
 
 def _class_of(library: Any, config: Any, name: str) -> Any:
-    for named in config.architectures or ():
-        if hasattr(library, named):
-            return getattr(library, named)
+    for named in config.architectures or ():  # from a file: anything of the library but a network
+        kind = getattr(library, str(named), None)
+        if isinstance(kind, type) and issubclass(kind, library.PreTrainedModel):
+            return kind
     for head in HEADS:
         auto = getattr(library, f"AutoModel{head}")
         if type(config) in auto._model_mapping:

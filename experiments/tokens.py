@@ -136,10 +136,11 @@ def split_rows(parts: Mapping[str, Tensor]) -> TokenSplits:
 
 
 def _rows(array: Any, length: int, where: str) -> Tensor:
-    if not np.issubdtype(array.dtype, np.integer) or array.ndim not in (1, 2):
+    plain = isinstance(array, np.ndarray)  # a zip may hold anything
+    if not plain or not np.issubdtype(array.dtype, np.integer) or array.ndim not in (1, 2):
+        found = f"{array.dtype} of shape {array.shape}" if plain else type(array).__name__
         raise DataError(
-            f"{where} is {array.dtype} of shape {array.shape}. Token ids are whole numbers, in a "
-            "line (N,) or in rows (N, T)."
+            f"{where} is {found}. Token ids are whole numbers, in a line (N,) or in rows (N, T)."
         )
     ids = torch.from_numpy(array.astype(np.int64))
     if ids.numel() and int(ids.min()) < 0:
