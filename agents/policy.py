@@ -83,7 +83,8 @@ def read_policy(path: Path) -> Policy:
         policy = Policy(**facts, weights=weights)
         _check(policy)
     except (OSError, ValueError, TypeError, RunError) as error:
-        raise ConfigError(f"'{path}' holds no policy: {error}. {CURE}") from error
+        said = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise ConfigError(f"'{path}' holds no policy: {said}. {CURE}") from error
     return policy
 
 

@@ -220,7 +220,7 @@ def test_a_source_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
         ("ppo", "a2c", "it is of 'a2c'"),
         ("ppo", "ppo_plan", "it is of 'ppo_plan'"),
         ("ppo", "sac", "holds no policy of 'ppo'"),
-        ("ppo", "nowhere", "holds no policy of 'ppo'"),
+        ("ppo", "nowhere", "holds no policy: No such file"),
     ],
 )
 def test_a_policy_must_be_of_the_agent(trained: Path, name: str, file: str, said: str) -> None:
