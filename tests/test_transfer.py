@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from agents.allocators import PATHS, plan_of, predicted_path
 from agents.sb3 import AGENTS, load_policy
 from agents.search import run_search
+from agents.settings import settings
 from experiments import compare, run
 from experiments.compare_job import Job
 from experiments.config import parse
@@ -278,8 +279,8 @@ def test_another_seed_or_policy_is_another_search(trained: Path, tmp_path: Path)
 
 def test_a_loaded_agent_learns_with_the_settings_of_its_new_task(trained: Path) -> None:
     path = trained / "ppo" / "policy.safetensors"
-    assert load_policy("ppo", path).__dict__["n_steps"] == 4
-    assert load_policy("ppo", path, n_steps=6, batch_size=48).__dict__["n_steps"] == 6
+    assert load_policy("ppo", path, **settings("ppo", 4, 32)).__dict__["n_steps"] == 4
+    assert load_policy("ppo", path, **settings("ppo", 6, 32)).__dict__["n_steps"] == 6
     assert set(AGENTS) >= {"ppo", "sac"}
 
 
