@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from toys import identical, snapshot
+from toys import close, identical, outputs, snapshot
 
 from prune_env.deploy.bundle import load, save
 from prune_env.mdp.env import PruneEnv
 from prune_env.mdp.task import PruningTask
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import Inputs, call_model, logits_of
+from prune_env.surgery.apply import compact, masked
 from prune_env.surgery.delivery import apply
 from prune_env.surgery.plan import PruningPlan
 
@@ -87,6 +88,29 @@ def require_delivered(case: Delivery, factory: Callable[[], nn.Module], folder: 
         near = {"rel_tol": 2e-3, "abs_tol": 2e-5}
         assert math.isclose(kl, case.info["kl"], **near), (kl, case.info["kl"])
         assert math.isclose(accuracy, case.info["accuracy"], abs_tol=0.07)  # one near tie
+
+
+def require_composed(
+    model: nn.Module,
+    data: Data,
+    plans: Sequence[PruningPlan],
+    network: nn.Module,
+    factory: Callable[[], nn.Module],
+    folder: Path,
+) -> None:
+    """Two rounds are one plan of the dense network: cut, masked, applied, saved and loaded."""
+    first, second = plans
+    plan = PruningPlan.from_json(first.then(second).to_json())
+    assert plan == first.then(second)
+    cut = compact(model, plan)
+    assert identical(snapshot(cut), snapshot(compact(compact(model, first), second)))
+    inputs = data[0][0]
+    with masked(model, plan):
+        zeroed = outputs(model, inputs)
+    assert close(zeroed, outputs(cut, inputs), 1e-4)
+    assert identical(snapshot(apply(plan, model, data)), snapshot(network))
+    save(folder / "twice", network, plan)
+    assert identical(snapshot(load(folder / "twice", factory)), snapshot(network))
 
 
 def measured(network: nn.Module, case: Delivery) -> tuple[float, float]:

@@ -96,7 +96,7 @@ class Busy:
     """The toy's evaluation, which takes its time; a cache that can be cleared."""
 
     def __init__(self, task: PruningTask) -> None:
-        self.inner = task.evaluate
+        self.inner, self.groups = task.evaluate, task.groups
 
     def __call__(self, kept: tuple[int, ...]) -> Any:
         until = time.process_time() + BUSY
@@ -104,18 +104,17 @@ class Busy:
             pass
         return self.inner(kept)
 
+    def candidate(self, kept: Any) -> None:
+        CALLS.append("built")
+        assert all(level in group.levels for group, level in zip(self.groups, kept, strict=True))
+
     def forget(self) -> None:
         CALLS.append("forgotten")
 
 
 def busy(**options: Any) -> PruningTask:
     task = toy_task(**options)
-
-    def build(kept: Any) -> Any:
-        CALLS.append("built")
-        assert all(level in group.levels for group, level in zip(task.groups, kept, strict=True))
-
-    return replace(task, evaluate=Busy(task), build=build)
+    return replace(task, evaluate=Busy(task))
 
 
 def test_evaluations_are_timed_on_a_fresh_cache_after_every_level_was_built() -> None:

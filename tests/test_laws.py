@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from delivered import episode, labelled, require_delivered
+from delivered import episode, labelled, require_composed, require_delivered
 from hand import HAND, by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,8 +35,10 @@ from toys import (
 from tuned import OPTIMISERS, THIN, cut, thinned, tuned_under_watch
 from zoo import NASTY
 
+from prune_env.errors import PlanError
 from prune_env.measure.costs import CostModel
 from prune_env.structure import patterns
+from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import Axis, PrunableGroup, Span, Table, expand, pool
 from prune_env.structure.patterns import Pattern, TopK
 from prune_env.structure.rewrite import Layout, tensors_of
@@ -393,6 +395,49 @@ def weight_groups_of(model: nn.Module, kind: str) -> tuple[PrunableGroup, ...]:
     shapes = {name: tuple(t.shape) for name, t in tensors_of(model).items() if t.ndim > 1}
     fit = [n.removesuffix(".weight") for n, s in shapes.items() if not (s[0] % 2 or s[1] % 4)]
     return find_weight_groups(model, kind, layers=fit)
+
+
+ROUNDS = [
+    *((name, "structured", "structured") for name in CLASSIFIERS),
+    ("residual", "structured", "unstructured"),
+    ("two_inputs", "unstructured", "structured"),
+    ("chain", "per_row", "2:4"),
+    ("grouped", "structured", "per_row"),
+]
+
+
+@pytest.mark.parametrize(("name", "first", "second"), ROUNDS)
+def test_two_rounds_are_one_plan(name: str, first: str, second: str, tmp_path: Path) -> None:
+    model = toy_model(name)
+    data = labelled(model, partial(toy_inputs, name))
+    network, plans = model, []
+    for kind in (first, second):
+        groups = None if kind == "structured" else weight_groups_of(network, kind)
+        case = episode(network, data, groups=groups)
+        network = case.env.network()
+        plans.append(case.env.plan)
+    require_composed(model, data, plans, network, partial(toy_model, name), tmp_path)
+
+
+def test_three_rounds_are_one_plan_however_they_are_joined() -> None:
+    model, network, plans = toy_model("chain"), toy_model("chain"), []
+    for _ in range(3):
+        live = [group for group in find_groups(network, toy_inputs("chain")) if not group.frozen]
+        levels = [max(group.min_keep, group.units - 1) for group in live]
+        plans.append(PruningPlan.of_levels(live, levels, rank_units(network, live, "l2")))
+        network = compact(network, plans[-1])
+    first, second, third = plans
+    left, right = first.then(second).then(third), first.then(second.then(third))
+    for plan in (left, right, PruningPlan.from_json(left.to_json())):
+        assert identical(snapshot(compact(model, plan)), snapshot(network))
+    assert left.rounds == right.rounds == tuple(plans)
+
+
+def test_a_second_round_of_another_network_is_refused() -> None:
+    case = toy("residual")
+    plan = PruningPlan.uniform(case.model, case.groups, 0.5)
+    with pytest.raises(PlanError, match=r"expects 8 along dim 0 of .* the first plan leaves 4"):
+        plan.then(plan)
 
 
 # ---- 6: what a plan removed stays removed

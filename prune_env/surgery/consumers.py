@@ -7,7 +7,7 @@ Legend: D columns of a consumer that a group owns, in order of units, the last t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from prune_env.measure.calibration import Calibration, Part
 from prune_env.structure.groups import PrunableGroup
 from prune_env.surgery.least_squares import Solver
-from prune_env.surgery.masked_squares import MaskedSolver
+from prune_env.surgery.masked_squares import MaskedSolver, lacks_weights
 
 
 class LevelSolver(Protocol):
@@ -133,6 +133,24 @@ class Problem:
         """All levels of the group in this consumer."""
         return self.solve(self, ridge)
 
+    def settled(self) -> Problem:
+        """The same as it can be solved: rows that lack weights have no factorisation in common.
+
+        Their columns are then as they lie, for a sweep over them must not depend on the order.
+        """
+        whole_OD = self.dense_OC.cpu()[:, self.consumer.columns_D]
+        if self.solve is not _columns or not lacks_weights(whole_OD):
+            return self
+        order_D = self.consumer.columns_D.argsort()
+        columns_D = self.consumer.columns_D[order_D]
+        return replace(
+            self,
+            consumer=replace(self.consumer, columns_D=columns_D, block=1),
+            places_D=self.places_D[order_D],
+            ranks_RU=self.ranks_RU.repeat_interleave(self.consumer.block, 1)[:, order_D],
+            solve=_weights,
+        )
+
 
 def problems_of(
     group: PrunableGroup, order: Tensor, dense: Mapping[str, Tensor], calibration: Calibration
@@ -183,16 +201,21 @@ def _columns(problem: Problem, ridge: float) -> LevelSolver:
 
 
 def _weights(problem: Problem, ridge: float) -> LevelSolver:
-    columns_D, weight_OC = problem.consumer.columns_D, problem.dense_OC
-    whole = len(columns_D) == weight_OC.shape[1]
     return MaskedSolver.of(
-        weight_OC if whole else weight_OC[:, columns_D],
+        chosen_columns(problem.dense_OC, problem.consumer.columns_D),
         problem.covariance_DD,
         problem.mean_D,
         problem.offset_D,
         problem.ranks_RU,
         ridge,
     )
+
+
+def chosen_columns(weight_OC: Tensor, columns_D: Tensor) -> Tensor:
+    """These columns; the weight itself, which costs no memory, where they are all as they are."""
+    if torch.equal(columns_D, torch.arange(weight_OC.shape[1])):
+        return weight_OC
+    return weight_OC[:, columns_D]
 
 
 def _problems(

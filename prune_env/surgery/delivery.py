@@ -40,7 +40,8 @@ def apply(
 
     The same bits as `env.network()` of the episode that gave the plan, from the plan, the dense
     network and the same data alone, in this process or another. Statistics of the dense network are
-    collected once; whatever order the units were ranked in makes no difference.
+    collected once; whatever order the units were ranked in makes no difference. A plan of several
+    rounds is applied and repaired round by round.
 
     Args:
         plan: of `env.plan`, `PruningPlan.load(...)` or made by hand.
@@ -59,9 +60,23 @@ def apply(
         DataError: the data are empty or malformed.
         ModelError: the model cannot be copied or run on the data, or holds NaN or infinity.
     """
+    network = model
+    for one in plan.rounds or (plan,):
+        network = _applied(one, network, data, repair, calibration_samples)
+    return network
+
+
+def _applied(
+    plan: PruningPlan,
+    model: nn.Module,
+    data: Iterable[Any],
+    repair: str | Repair | None,
+    samples: int | None,
+) -> nn.Module:
+    """One round of `apply`."""
     recipe = plan.recipe or Recipe()
-    if calibration_samples is not None:
-        recipe = dataclasses.replace(recipe, calibration_samples=calibration_samples)
+    if samples is not None:
+        recipe = dataclasses.replace(recipe, calibration_samples=samples)
     chosen = _chosen(recipe, repair)
     plan.check(model)
     require_finite(tensors_of(model))

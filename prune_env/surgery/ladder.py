@@ -90,7 +90,7 @@ class Rungs:
         ridge: float,
     ) -> Rungs:
         """Factorise the statistics of a group. See `Ladders.of`."""
-        problems = problems_of(group, order, dense, calibration)
+        problems = [p.settled() for p in problems_of(group, order, dense, calibration)]
         solvers = tuple(problem.solver(ridge) for problem in problems)
         return Rungs(tuple(problem.consumer for problem in problems), solvers)
 

@@ -17,7 +17,7 @@ from prune_env.measure.fingerprint import digest, fingerprint
 from prune_env.storage import load_tensors, save_tensors
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.rewrite import require_tensors
-from prune_env.surgery.consumers import Consumer, LevelSolver
+from prune_env.surgery.consumers import Consumer, LevelSolver, chosen_columns
 from prune_env.surgery.ladder import MEMORY, Ladders, Origin, Rungs, detached
 from prune_env.surgery.least_squares import Solver
 from prune_env.surgery.masked_squares import UPDATES, MaskedSolver
@@ -147,8 +147,7 @@ def _read(
     if "update" in values:
         values["update"] = UPDATES[values["update"]]
     rows_OC = consumer.rows(dense[consumer.tensor])
-    whole = len(consumer.columns_D) == rows_OC.shape[1]
     values["dense_OC"] = rows_OC
-    values["dense_OD"] = rows_OC if whole else rows_OC[:, consumer.columns_D]
+    values["dense_OD"] = chosen_columns(rows_OC, consumer.columns_D)
     solver = kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values})
     return consumer, solver

@@ -6,7 +6,8 @@ each); S covariance of the columns.
 With K the columns a row keeps and G those it gives up, the best new row is
 w'[K] = w[K] + w[G] S[G,K] S[K,K]^-1, w'[G] = 0 (Frantar & Alistarh 2022, OBC, eq. 4 for a set).
 Rows have masks of their own, so unlike a ladder of whole columns (least_squares.py) there is no
-common factorisation: every level is solved when it is asked for.
+common factorisation: every level is solved when it is asked for. A weight that is zero in the dense
+matrix is one that an earlier round removed: it never comes back.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ class MaskedSolver:
     def weight(self, units: int) -> Tensor:
         """Repaired weights, zero where removed, (D, O)."""
         weight_OD, keep_RD = self.weight_OD, self._keep(units)
-        if bool(keep_RD.all()):
+        if self._whole(units):
             return weight_OD.T
         matrix_DD = self.matrix_DD
         new_OD = self.update(weight_OD, matrix_DD, keep_RD)
@@ -144,9 +145,8 @@ class MaskedSolver:
 
     def cut(self, units: int) -> Tensor:
         """The dense weights, zero where removed, (D, O)."""
-        weight_OD = self.weight_OD
-        rows_each = len(weight_OD) // len(self.rank_RU)
-        return (weight_OD * self._keep(units).repeat_interleave(rows_each, 0)).T
+        weight_OD, keep_RD = self.weight_OD, self._keep(units)
+        return (weight_OD * keep_RD.repeat_interleave(len(weight_OD) // len(keep_RD), 0)).T
 
     def missing_mean(self, units: int, weight_DO: Tensor) -> Tensor:
         """What the outputs lose on average and the bias must give back, (O,)."""
@@ -167,16 +167,30 @@ class MaskedSolver:
         if units not in self._losses:
             if units == 0:
                 self._losses[0] = _squares(self.weight_OD, self.matrix_DD)
-            elif bool(self._keep(units).all()):
+            elif self._whole(units):
                 self._losses[units] = 0.0
             else:
                 self.weight(units)
         return self._losses[units]
 
+    def _whole(self, units: int) -> bool:
+        """Whether nothing goes."""
+        return bool((self.rank_RU < units).all())
+
     def _keep(self, units: int) -> Tensor:
-        """Which columns every row of units keeps, (R, D)."""
+        """Which columns every row of units keeps, (R, D); every row of its own where some lack."""
         each = len(self.mean_D) // self.rank_RU.shape[1]
-        return (self.rank_RU < units).repeat_interleave(each, 1)
+        keep_RD = (self.rank_RU < units).repeat_interleave(each, 1)
+        dense_OD = self.dense_OD.detach().cpu()
+        if not lacks_weights(dense_OD):
+            return keep_RD
+        return keep_RD.repeat_interleave(len(dense_OD) // len(keep_RD), 0) & (dense_OD != 0)
+
+
+def lacks_weights(weight_OD: Tensor) -> bool:
+    """Whether some weights are zero already; an output that has none at all is just dead."""
+    zero_OD = weight_OD == 0
+    return bool((zero_OD.any(1) & ~zero_OD.all(1)).any())
 
 
 def _squares(change_OD: Tensor, matrix_DD: Tensor) -> float:

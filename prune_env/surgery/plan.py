@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from prune_env.structure.patterns import PATTERNS
 from prune_env.structure.rewrite import require_tensors
 from prune_env.surgery.criteria import Criterion, score_units
 from prune_env.surgery.recipe import Recipe
+from prune_env.surgery.rounds import in_dense_terms
 
 FORMAT = 2
 
@@ -40,12 +42,14 @@ class PruningPlan:
         kept: flat indices of the units that stay, ascending, per group name.
         notes: anything JSON-able worth keeping (budget, searcher, seed, reward).
         recipe: what the network that was measured is made with, for `apply`; None: its defaults.
+        rounds: the plans that this one does one after the other, see `then`; none for a single one.
     """
 
     groups: tuple[PrunableGroup, ...]
     kept: Mapping[str, tuple[int, ...]]
     notes: Mapping[str, Any] = field(default_factory=dict)
     recipe: Recipe | None = None
+    rounds: tuple[PruningPlan, ...] = ()
 
     def __post_init__(self) -> None:
         names = [group.name for group in self.groups]
@@ -102,6 +106,24 @@ class PruningPlan:
         """Kept units as int64 tensors."""
         return {name: torch.tensor(units, dtype=torch.int64) for name, units in self.kept.items()}
 
+    def then(self, later: PruningPlan) -> PruningPlan:
+        """This plan and `later`, which was made on the network that this one cuts, as one.
+
+        It is a plan of the dense network: `compact` cuts in one go what two cuts would leave, and
+        `load` takes a factory of the dense network. Groups of the second round whose names are
+        taken get a number. `apply` repairs round by round.
+
+        Raises:
+            PlanError: `later` was made on another network.
+        """
+        rounds = (*(self.rounds or (self,)), *(later.rounds or (later,)))
+        names = {name: f"{name} (round {len(rounds)})" if name in self.kept else name
+                 for name in later.kept}  # fmt: skip
+        moved = in_dense_terms(self.groups, self.indices(), later.groups)
+        groups = (*self.groups, *(dataclasses.replace(g, name=names[g.name]) for g in moved))
+        kept = {**self.kept, **{names[name]: units for name, units in later.kept.items()}}
+        return PruningPlan(groups, kept, {**self.notes, **later.notes}, rounds=rounds)
+
     def check(self, model: nn.Module) -> None:
         """Check that the plan was made for a network like `model`.
 
@@ -115,21 +137,7 @@ class PruningPlan:
 
     def to_json(self) -> str:
         """The plan as JSON text."""
-        groups = []
-        for group in self.groups:
-            entry = dataclasses.asdict(group)
-            entry["pattern"] = {"kind": type(group.pattern).__name__, **entry["pattern"]}
-            entry["axes"] = [_axis_to_dict(axis) for axis in group.axes]
-            groups.append(entry)
-        content = {
-            "format": FORMAT,
-            "notes": dict(self.notes),
-            "recipe": None if self.recipe is None else dataclasses.asdict(self.recipe),
-            "summary": {g.name: f"{len(self.kept[g.name])} of {g.units}" for g in self.groups},
-            "kept": {g.name: _written(self.kept[g.name], g.cells) for g in self.groups},
-            "groups": groups,
-        }
-        return json.dumps(content, indent=1)
+        return json.dumps({"format": FORMAT, **_content_of(self)}, indent=1)
 
     @staticmethod
     def from_json(text: str) -> PruningPlan:
@@ -145,11 +153,7 @@ class PruningPlan:
                     f"the plan has format {content['format']!r}, this version reads {FORMAT}. "
                     "Make it again, or use the version of prune_env that wrote it."
                 )
-            groups = tuple(_group_of(entry) for entry in content["groups"])
-            counts = {group.name: group.cells for group in groups}
-            kept = {str(name): _read(us, counts[name]) for name, us in content["kept"].items()}
-            recipe = None if content["recipe"] is None else Recipe.of(content["recipe"])
-            return PruningPlan(groups, kept, dict(content["notes"]), recipe)
+            return _plan_of(content)
         except (
             ArithmeticError,
             AttributeError,
@@ -226,6 +230,38 @@ def _read(units: Any, count: int) -> tuple[int, ...]:
     if len(packed) != (count + 7) // 8:
         raise ValueError(f"{8 * len(packed)} bits for {count} units")
     return tuple(np.unpackbits(packed).nonzero()[0].tolist())
+
+
+def _content_of(plan: PruningPlan) -> dict[str, Any]:
+    """A plan as JSON has it; of several rounds each is written, the whole follows from them."""
+    summary = {g.name: f"{len(plan.kept[g.name])} of {g.units}" for g in plan.groups}
+    shown = {"notes": dict(plan.notes), "summary": summary}
+    if plan.rounds:
+        return {**shown, "rounds": [_content_of(one) for one in plan.rounds]}
+    groups = []
+    for group in plan.groups:
+        entry = dataclasses.asdict(group)
+        entry["pattern"] = {"kind": type(group.pattern).__name__, **entry["pattern"]}
+        entry["axes"] = [_axis_to_dict(axis) for axis in group.axes]
+        groups.append(entry)
+    return {
+        **shown,
+        "recipe": None if plan.recipe is None else dataclasses.asdict(plan.recipe),
+        "kept": {g.name: _written(plan.kept[g.name], g.cells) for g in plan.groups},
+        "groups": groups,
+    }
+
+
+def _plan_of(content: Mapping[str, Any]) -> PruningPlan:
+    notes = dict(content["notes"])
+    if "rounds" in content:
+        first, *others = [_plan_of(one) for one in content["rounds"]]
+        return dataclasses.replace(reduce(PruningPlan.then, others, first), notes=notes)
+    groups = tuple(_group_of(entry) for entry in content["groups"])
+    counts = {group.name: group.cells for group in groups}
+    kept = {str(name): _read(us, counts[name]) for name, us in content["kept"].items()}
+    recipe = None if content["recipe"] is None else Recipe.of(content["recipe"])
+    return PruningPlan(groups, kept, notes, recipe)
 
 
 def _axis_to_dict(axis: Axis) -> dict[str, Any]:
