@@ -10,16 +10,21 @@ from __future__ import annotations
 import difflib
 import importlib
 import itertools
-import json
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from prune_env import Ledger, PruningPlan, PruningTask
 from prune_env.errors import ConfigError, RunError
+from prune_env.locks import locked
 from prune_env.mdp.rewards import Outcome
-from prune_env.storage import write_text
+from prune_env.measure.fingerprint import Identity, differences, identity_of
+from prune_env.records import read_record
+from prune_env.storage import Unreadable, read_json, write_json
+
+_log = logging.getLogger(__name__)
 
 Searcher = Callable[[Ledger, int], None]
 Listener = Callable[[Ledger, Outcome], None]
@@ -112,7 +117,7 @@ def run_search(
         evaluations: plans that may be measured, at least 1.
         seed: of the searcher.
         folder: keeps journal.jsonl, plan.json, search.json and what the searcher saves; None keeps
-            nothing.
+            nothing. One search at a time works there: a second one waits.
         on_outcome: called after every charged outcome, replayed ones included; not at all when the
             search was finished already.
         clock: times the outcomes; `time.process_time` leaves out what else the machine does.
@@ -120,7 +125,8 @@ def run_search(
 
     Raises:
         ConfigError: no such searcher, or nothing to spend.
-        RunError: the folder holds another search, or cannot be written.
+        RunError: the folder holds another search or one of another task (says what differs), is
+            damaged, or cannot be written.
     """
     searcher = searcher or searcher_named(name)
     if evaluations < 1:
@@ -128,56 +134,71 @@ def run_search(
     settings = {
         "searcher": name, "seed": seed, "evaluations": evaluations, "task": task.name,
         "budget": task.budget, "on": task.on,
-        "groups": {group.name: group.units for group in task.groups},
     }  # fmt: skip
-    done = None if folder is None else _seconds(folder, settings)
-    journal = None if folder is None else folder / JOURNAL
-    if done is not None:
-        return _result(_replayed(task, evaluations, journal), settings, done)
-    ledger = Ledger(task, evaluations, journal, on_outcome, clock)
-    start = clock()
-    ledger.run(searcher, seed)
-    result = _result(ledger, settings, clock() - start)
-    if folder is not None:
+    if folder is None:
+        return _searched(Ledger(task, evaluations, None, on_outcome, clock), searcher, settings)
+    identity = {**task.fingerprint, **identity_of(**settings, algorithm=searcher)}
+    with locked(folder):
+        done = _finished(folder, identity)
+        if done is not None:
+            ledger = Ledger(task, evaluations, folder / JOURNAL)
+            ledger.replay()
+            if ledger.digest == done.journal:
+                return _result(ledger, settings, done.seconds)
+            _log.warning("the journal of '%s' lacks rows; they are measured again.", folder)
+        ledger = Ledger(task, evaluations, folder / JOURNAL, on_outcome, clock)
+        result = _searched(ledger, searcher, settings)
+        ledger.settle()
         result.plan.save(folder / PLAN)
-        _write(folder, settings, result.seconds)
+        _write(folder, identity, _Done(result.seconds, ledger.digest))
     return result
 
 
-def _seconds(folder: Path, settings: dict[str, object]) -> float | None:
-    """How long the finished search of `folder` took; None if it is not finished."""
-    path = folder / FACTS
+def _searched(ledger: Ledger, searcher: Searcher, settings: dict[str, object]) -> SearchResult:
+    start = ledger.clock()
+    ledger.run(searcher, int(str(settings["seed"])))
+    return _result(ledger, settings, ledger.clock() - start)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A finished search: how long it took, and a digest of its journal."""
+
+    seconds: float
+    journal: str
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a search's folder says of it."""
+
+    made_of: dict[str, str]
+    done: _Done | None
+
+
+def _finished(folder: Path, identity: Identity) -> _Done | None:
+    """What is known of the finished search of `folder`; None if it is not finished."""
+    path, cure = folder / FACTS, f"Delete '{folder}' to search afresh."
     if not path.exists():
-        _write(folder, settings, None)
+        _write(folder, identity, None)
         return None
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        found, seconds = dict(facts["settings"]), facts["seconds"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"'{path}' is damaged ({error!r}). Delete '{folder}'.") from error
-    differ = [key for key in settings if found.get(key) != settings[key]]
+        facts = read_record(_Facts, read_json(path, "search", cure))
+    except Unreadable as error:
+        raise RunError(f"'{path}' is damaged ({error}). {cure}") from error
+    differ = differences(facts.made_of, identity)
     if differ:
-        said = "; ".join(f"{k} {found.get(k)!r} there, {settings[k]!r} now" for k in differ)
-        raise RunError(f"'{folder}' holds another search: {said}. Choose another folder.")
-    complete = seconds is not None and all((folder / name).exists() for name in (JOURNAL, PLAN))
-    return float(seconds) if complete else None
+        raise RunError(f"'{folder}' holds another search: {differ}. Choose another folder.")
+    complete = all((folder / name).exists() for name in (JOURNAL, PLAN))
+    return facts.done if complete else None
 
 
-def _replayed(task: PruningTask, evaluations: int, journal: Path | None) -> Ledger:
-    """The ledger of a finished search, from its journal alone."""
-    ledger = Ledger(task, evaluations, journal)
-    for kept in ledger.journalled:
-        ledger.measure(kept)
-    return ledger
-
-
-def _write(folder: Path, settings: dict[str, object], seconds: float | None) -> None:
-    write_text(folder / FACTS, json.dumps({"settings": settings, "seconds": seconds}, indent=1))
+def _write(folder: Path, identity: Identity, done: _Done | None) -> None:
+    write_json(folder / FACTS, asdict(_Facts(dict(identity), done)))
 
 
 def _result(ledger: Ledger, settings: dict[str, object], seconds: float) -> SearchResult:
-    notes = {key: value for key, value in settings.items() if key != "groups"}
-    notes |= {"evaluations": ledger.spent, "charged": round(ledger.charged, 6)}
+    notes = {**settings, "evaluations": ledger.spent, "charged": round(ledger.charged, 6)}
     notes |= {"reward": ledger.best.reward}
     plan = ledger.task.plan(ledger.best.kept, **notes)
     times = tuple(itertools.accumulate(ledger.seconds))

@@ -134,7 +134,7 @@ def _tasks(config: BenchConfig) -> tuple[dict[str, Any], Any, dict[str, float]]:
     from prune_env.surgery.ladder import Ladders
 
     weights = dense_weights(config)
-    project = open_project(run_config(config, weights), weights.parent)
+    project = open_project(run_config(config, weights))
     assert not isinstance(project, PruningTask)
     task, dense = project.task, project.dense
     evaluate: Any = task.evaluate

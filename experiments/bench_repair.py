@@ -85,7 +85,7 @@ def measure(config: RepairConfig) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     figures: dict[str, Any] = {}
     for order in ORDERS:
-        project = open_project(replace(run, criterion=order), weights.parent)
+        project = open_project(replace(run, criterion=order))
         assert not isinstance(project, PruningTask)
         task, evaluate = project.task, project.task.evaluate
         assert isinstance(evaluate, CandidateEvaluator)

@@ -85,8 +85,7 @@ def _trained_here(model: str, options: Any) -> Project:
     batches = partial(loader, mean=splits.mean, std=splits.std)
     train = batches(images, batch_size=128, augment=CropFlip(4), shuffle=True)
     val = batches(shuffled(splits.val, seed, slice(VAL)), batch_size=250)
-    data = {"images": images.images, "labels": images.labels}
-    dense = trained(name, factory, (train, val), training.settings, data)
+    dense = trained(name, factory, (train, val), training.settings)
     return image_project(name, dense, splits, factory, **options)
 
 

@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 
-from agents.search import SearchResult, run_search, searcher_named
+from agents.search import Searcher, SearchResult, run_search, searcher_named
 from experiments.compare_config import CompareConfig
-from experiments.compare_task import held_out, task_of, yardstick_of_task
+from experiments.compare_task import fingerprint_of, held_out, task_of, yardstick_of_task
 from experiments.directory import once
 from experiments.policies import continuing, is_agent
 from experiments.progress import progress
 from prune_env import Ledger
 from prune_env.errors import ConfigError, PruneEnvError
 from prune_env.mdp.rewards import Outcome, improved
+from prune_env.measure.fingerprint import Identity, identity_of
 
 Run = Mapping[str, Any]
 
@@ -49,11 +50,28 @@ class Job:
 def run_job(job: Job) -> Run:
     """The figures of one search, from its folder when it is finished; or why it cannot be run."""
     try:
-        if not job.figures.exists():
-            searcher_named(job.searcher)
-        return once(job.figures, lambda: _search(job))
+        return once(job.figures, _made_of(job), lambda: _search(job))
     except PruneEnvError as error:  # not kept: what is missing may be there at the next call
         return _refused(job, error)
+
+
+def _made_of(job: Job) -> Identity:
+    """What the figures of a search depend on.
+
+    Raises:
+        PruneEnvError: the task cannot be opened, or the searcher is unknown.
+    """
+    search = identity_of(
+        searcher=job.searcher, seed=job.seed, evaluations=job.config.evaluations,
+        algorithm=_agent(job) or searcher_named(job.searcher),
+    )  # fmt: skip
+    return {**fingerprint_of(job.config, job.budget), **search}
+
+
+def _agent(job: Job) -> Searcher | None:
+    """What goes on from the policy of the config, if it names one and the searcher has one."""
+    policy = job.config.init_policy if is_agent(job.searcher) else ""
+    return continuing(job.searcher, policy)
 
 
 def _search(job: Job) -> dict[str, Any]:
@@ -64,12 +82,11 @@ def _search(job: Job) -> dict[str, Any]:
             bar.step(f"best reward {ledger.best.reward:.4f}")
 
         task = task_of(config, job.budget)
-        policy = config.init_policy if config.init_policy and is_agent(job.searcher) else ""
-        agent = continuing(job.searcher, policy)
         try:
             result = run_search(
-                task, job.searcher, config.evaluations, job.seed, job.folder, tell, clock(), agent
-            )
+                task, job.searcher, config.evaluations, job.seed, job.folder, tell, clock(),
+                _agent(job),
+            )  # fmt: skip
         except ConfigError as error:  # kept: this searcher is not for this task
             return _refused(job, error)
     return _figures(job, result)

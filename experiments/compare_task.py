@@ -16,17 +16,18 @@ from experiments.quality import ACCURACY, Yardstick
 from experiments.stages import machine, quality, task_options
 from prune_env import PruningTask
 from prune_env.errors import BudgetError
+from prune_env.measure.fingerprint import Identity
 
 FACTS = "facts.json"
 
 
 def facts_of(config: CompareConfig) -> dict[str, Any]:
-    """What a page says of the task, kept so that a finished comparison opens nothing.
+    """What a page says of the task; the task is opened to see that it is still the same.
 
     Raises:
         PruneEnvError: the task cannot be made, or a budget cannot be reached.
     """
-    facts = once(config.folder / FACTS, lambda: _facts(config))
+    facts = once(config.folder / FACTS, fingerprint_of(config, 1.0), lambda: _facts(config))
     for budget in config.budgets:
         if facts["least"] > budget:
             raise BudgetError(
@@ -71,6 +72,13 @@ def task_of(config: CompareConfig, budget: float) -> PruningTask:
     if forget is not None:
         forget()
     return replace(task, budget=budget)
+
+
+def fingerprint_of(config: CompareConfig, budget: float) -> Identity:
+    """What a search's figures are of, by the name of the part; see `PruningTask.fingerprint`."""
+    opened = _opened(config)
+    tested = opened.fingerprint if isinstance(opened, Project) else {}
+    return {**tested, **replace(_task(config), budget=budget).fingerprint}
 
 
 def yardstick_of_task(config: CompareConfig) -> Yardstick:

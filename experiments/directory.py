@@ -10,7 +10,9 @@ from typing import Any
 
 from experiments.config import RunConfig
 from prune_env.errors import RunError
-from prune_env.storage import write_text
+from prune_env.locks import locked
+from prune_env.measure.fingerprint import Identity, differences
+from prune_env.storage import read_json, write_json
 
 CONFIG = "config.json"
 
@@ -26,10 +28,7 @@ def open_run(config: RunConfig) -> Path:
     facts = identity(config)
     path = folder / CONFIG
     if path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunError(f"'{path}' is damaged: {error}. Delete the run directory.") from error
+        found = read_json(path, "run's config", "Delete the run directory.")
         if found != facts:
             keys = [k for k in {**facts, **found} if facts.get(k) != found.get(k)]
             differs = "; ".join(
@@ -40,7 +39,7 @@ def open_run(config: RunConfig) -> Path:
                 "leave it out."
             )
     else:
-        write_text(path, json.dumps(facts, indent=1))
+        write_json(path, facts)
     return folder
 
 
@@ -52,9 +51,21 @@ def identity(config: RunConfig) -> dict[str, Any]:
     return result
 
 
-def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The JSON in `path`, made and written at the first call."""
-    if not path.exists():
-        write_text(path, json.dumps(make(), indent=1))
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result
+def once(path: Path, made_of: Identity, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The JSON of a stage in `path`, made and written at the first call.
+
+    Raises:
+        RunError: it was made of other things (says which), or is damaged.
+    """
+    with locked(path.parent):
+        if not path.exists():
+            write_json(path, {"made_of": dict(made_of), "content": make()})
+        found = read_json(path, "stage of a run")
+    differ = differences(found["made_of"], made_of)
+    if differ:
+        raise RunError(
+            f"'{path}' was made of other things: {differ}. Choose another folder (--runs), or "
+            f"delete '{path.parent}'."
+        )
+    content: dict[str, Any] = found["content"]
+    return content

@@ -129,7 +129,7 @@ class _Bench:
         weights = dense_weights(config)
         # Only for the dense network and val; the task below has its own part of train.
         run = replace(run_config(config, weights), reward_samples=32, calibration_samples=32)
-        project = open_project(run, weights.parent)
+        project = open_project(run)
         assert not isinstance(project, PruningTask)
         self.dense = project.dense
         self.val = val_batches(project, config.val_samples)

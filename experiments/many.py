@@ -21,7 +21,7 @@ from agents.lanes import Budgets, Floats
 from agents.sb3 import Course, learn
 from agents.search import SearchResult, run_search
 from experiments.compare_job import clock
-from experiments.compare_task import held_out, task_of, yardstick_of_task
+from experiments.compare_task import fingerprint_of, held_out, task_of, yardstick_of_task
 from experiments.directory import once
 from experiments.pareto_config import ParetoConfig
 from experiments.progress import progress
@@ -29,6 +29,7 @@ from prune_env import Ledger
 from prune_env.mdp.path import Path as PlanPath
 from prune_env.mdp.rewards import Outcome, best_of
 from prune_env.mdp.rules import SLACK
+from prune_env.measure.fingerprint import identity_of
 
 Run = Mapping[str, Any]
 
@@ -57,7 +58,12 @@ class Many:
 
 def run_many(many: Many) -> Run:
     """The figures of a search, from its folder when it is finished."""
-    return once(many.folder / "figures.json", lambda: _figures(many, _searched(many)))
+    made_of = {
+        **fingerprint_of(many.config, many.config.budgets[-1]),
+        **identity_of(agent=many.config.agent, seed=many.seed, evaluations=many.evaluations,
+                      course=course_of(many.config.budgets)),
+    }  # fmt: skip
+    return once(many.folder / "figures.json", made_of, lambda: _figures(many, _searched(many)))
 
 
 def _searched(many: Many) -> SearchResult:

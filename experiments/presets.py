@@ -148,8 +148,7 @@ def _shakespeare(architecture: str, differences: Mapping[str, Any], options: Any
     name = f"{architecture.lower()}_shakespeare"
     factory = partial(_made, f"{architecture}ForCausalLM", f"{architecture}Config", config)
     loaders = TokenBatches(splits.train, 32, shuffle=True), TokenBatches(splits.val, 64)
-    data = {"train": splits.train, "val": splits.val}
-    dense = trained(name, factory, loaders, TRAINING, data)
+    dense = trained(name, factory, loaders, TRAINING)
     return token_project(name, dense, splits, **options)
 
 
@@ -166,8 +165,7 @@ def vit_cifar10(**options: Any) -> Project:
     batches = partial(loader, mean=splits.mean, std=splits.std)
     train = batches(splits.train, batch_size=128, augment=CropFlip(4), shuffle=True)
     val = batches(splits.val, batch_size=250)
-    data = {"images": splits.train.images, "labels": splits.train.labels}
-    dense = trained("vit_cifar10", factory, (train, val), LOOKING, data)
+    dense = trained("vit_cifar10", factory, (train, val), LOOKING)
     plain = batches(splits.train, batch_size=125, shuffle=True, seed=options.get("seed", 0))
     return Project(
         name="vit_cifar10",
@@ -214,8 +212,7 @@ def sentence_project(
     }  # fmt: skip
     factory = partial(_made, "BertForSequenceClassification", "BertConfig", whole)
     train, val = SentenceBatches(words.train, 32, shuffle=True), SentenceBatches(words.val, 125)
-    data = {"ids": words.train.ids_NT, "labels": words.train.labels_N}
-    dense = trained(name, factory, (train, val), settings, data)
+    dense = trained(name, factory, (train, val), settings)
     plain = SentenceBatches(words.train, 50, shuffle=True, seed=options.get("seed", 0))
     return Project(
         name=name,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 
 from experiments.quality import Yardstick, yardstick_named
 from prune_env import PruningTask
+from prune_env.measure.fingerprint import Identity, identity_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,12 @@ class Project:
     quality: str = "accuracy"
     recipe: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+
+    @cached_property
+    def fingerprint(self) -> Identity:
+        """All that decides a run's figures beside its settings, by the name of the part."""
+        data = identity_of(train_data=self.train, val_data=self.val, test_data=self.test)
+        return {**self.task.fingerprint, **data, "quality": self.quality}
 
     @property
     def yardstick(self) -> Yardstick:

@@ -45,7 +45,6 @@ def run(config: RunConfig, folder: Path, command: str) -> dict[str, Any]:
     import torch
 
     from experiments import stages
-    from experiments.directory import once
     from experiments.policies import continuing
     from experiments.quality import ACCURACY
     from prune_env import PruningTask
@@ -53,7 +52,7 @@ def run(config: RunConfig, folder: Path, command: str) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     continuing(config.searcher, config.init_policy)  # says what is wrong before anything is trained
-    project = stages.open_project(config, folder)
+    project = stages.open_project(config)
     task = project if isinstance(project, PruningTask) else project.task
     yardstick = ACCURACY if isinstance(project, PruningTask) else project.yardstick
     names = [*dict.fromkeys(n for n in config.baselines if n != config.searcher), config.searcher]
@@ -75,7 +74,8 @@ def run(config: RunConfig, folder: Path, command: str) -> dict[str, Any]:
         models[name] = tuned.model
         row.update(tuned.facts)
     dense = stages.dense_facts(project, folder)
-    times = once(folder / "latency.json", lambda: stages.latencies(project, models))
+    plans = {name: result.best.kept for name, result in found.items()}
+    times = stages.latencies(project, models, plans, folder / "latency.json")
     for row in rows:
         row["latency_ms"] = times[row["name"]]
     dense["latency_ms"] = times["dense"]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ from experiments.cells import cell_of
 from experiments.compare_config import CompareConfig
 from experiments.compare_job import Job, Run, run_job
 from experiments.compare_task import facts_of
+from experiments.parallel import workers
 from prune_env.errors import RunError
 
 More = Callable[[Job, Run], Sequence[Job]]
@@ -34,7 +34,7 @@ def compare(config: CompareConfig, command: str) -> dict[str, Any]:
     for name in config.searchers:
         if name not in SEARCHERS:
             searcher_named(name)
-    # One thread everywhere: sums in another order would end the journals of other searches.
+    # One thread everywhere: sums in another order would make other numbers.
     torch.set_num_threads(1)
     facts = facts_of(config)
     runs = _search_all(config)
@@ -106,8 +106,8 @@ def _one_by_one(queue: deque[Job]) -> Iterator[tuple[Job, Run]]:
 
 def _in_processes(processes: int, queue: deque[Job]) -> Iterator[tuple[Job, Run]]:
     """Several at a time; what is finished already needs no process."""
-    context, running = multiprocessing.get_context("spawn"), dict[Future[Run], Job]()
-    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+    running = dict[Future[Run], Job]()
+    with workers(processes) as pool:
         try:
             while queue or running:
                 if not queue:

@@ -19,6 +19,7 @@ from torch import nn
 from agents.search import SearchResult, run_search
 from experiments.config import RunConfig
 from experiments.data import CropFlip, load_splits, loader
+from experiments.dense import trained
 from experiments.directory import once
 from experiments.models import build_model, load_weights
 from experiments.policies import continuing
@@ -33,13 +34,16 @@ from prune_env.mdp.ledger import Ledger
 from prune_env.mdp.rewards import Outcome
 from prune_env.measure.batches import Batch, take_batches
 from prune_env.measure.costs import CostModel
+from prune_env.measure.fingerprint import identity_of
 from prune_env.measure.latency import measure_latency
 from prune_env.recovery.epoch import accuracy_and_loss
 from prune_env.recovery.finetune import EpochRecord, FinetuneSettings
-from prune_env.storage import load_tensors, save_tensors
+from prune_env.storage import save_tensors
 
 EVALUATION_BATCH = 250
 LATENCY_BATCH = 64
+DENSE = "dense"
+"""Folder among the runs, of dense networks that were trained for them."""
 
 
 def task_options(config: RunConfig) -> dict[str, Any]:
@@ -52,23 +56,23 @@ def task_options(config: RunConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def open_project(config: RunConfig, folder: Path) -> Project | PruningTask:
+def open_project(config: RunConfig) -> Project | PruningTask:
     """The network, data and task that the config names; trains the dense network if need be."""
     if config.task:
         return open_named(config.task, **task_options(config))
     if is_pretrained(config.model):
         return pretrained_project(config.model, config.data, **task_options(config))
-    return _image_project(config, folder)
+    return _image_project(config)
 
 
-def _image_project(config: RunConfig, folder: Path) -> Project:
+def _image_project(config: RunConfig) -> Project:
     splits = load_splits(config.data, seed=config.seed)
     factory = partial(build_model, config.model, len(splits.classes))
     batches = partial(loader, mean=splits.mean, std=splits.std)
     augment = CropFlip(4) if splits.train.images.shape[-1] >= 24 else None
     train = batches(splits.train, batch_size=config.batch_size, augment=augment, shuffle=True)
     val = batches(splits.val, batch_size=EVALUATION_BATCH)
-    dense = _dense(config, folder, factory, (train, val))
+    dense = _dense(config, factory, (train, val))
     # The task's samples: a random but fixed part of the training images, without augmentation.
     plain = batches(splits.train, batch_size=125, shuffle=True, seed=config.seed)
     task = PruningTask.from_model(
@@ -85,27 +89,18 @@ def _image_project(config: RunConfig, folder: Path) -> Project:
     )
 
 
-def _dense(
-    config: RunConfig, folder: Path, factory: partial[nn.Module], loaders: tuple[Any, Any]
-) -> nn.Module:
-    with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(config.seed)
-        model = factory()
+def _dense(config: RunConfig, factory: partial[nn.Module], loaders: tuple[Any, Any]) -> nn.Module:
+    """From a file, or trained: once for all runs that ask for the same training."""
     if config.weights:
-        return load_weights(model, config.weights).eval()
-    weights = folder / "dense" / "model.safetensors"
-    if not weights.exists():
-        settings = FinetuneSettings(
-            epochs=config.dense_epochs,
-            learning_rate=config.dense_learning_rate,
-            weight_decay=config.weight_decay,
-            label_smoothing=0.05,
-            seed=config.seed,
-        )
-        tuned = _tuned("dense", config, model, loaders, settings, folder / "dense")
-        save_tensors(weights, tuned.state_dict())
-    model.load_state_dict(load_tensors(weights))
-    return model.eval()
+        return load_weights(factory(), config.weights).eval()
+    settings = FinetuneSettings(
+        epochs=config.dense_epochs,
+        learning_rate=config.dense_learning_rate,
+        weight_decay=config.weight_decay,
+        label_smoothing=0.05,
+        seed=config.seed,
+    )
+    return trained(config.model, factory, loaders, settings, config.runs / DENSE, config.progress)
 
 
 def _tuned(
@@ -189,7 +184,8 @@ def tune(config: RunConfig, project: Project, result: SearchResult, folder: Path
         save(folder / "model", tuned, result.plan, {yardstick.key("test"): after or before})
         return {yardstick.key("before"): before, yardstick.key("after"): after}
 
-    facts = once(folder / "result.json", measure)
+    made_of = {**project.fingerprint, **identity_of(plan=result.best.kept, tuning=settings)}
+    facts = once(folder / "result.json", made_of, measure)
     if (folder / "model" / WEIGHTS).exists():
         load_weights_into(small, folder / "model")
     sizes = {"file_bytes": size_on_disk(folder / "model"), **left(small, result.plan, project.task)}
@@ -245,10 +241,16 @@ def row_of(
     }
 
 
-def latencies(project: Project, models: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
-    """Milliseconds per batch of test samples, all networks in turns."""
+def latencies(
+    project: Project, models: Mapping[str, nn.Module], plans: Mapping[str, Any], path: Path
+) -> dict[str, dict[str, float]]:
+    """Milliseconds per batch of test samples, all networks in turns; kept in `path`."""
     inputs = latency_batch(project).inputs
-    return {name: vars(t) for name, t in measure_latency(models, inputs).items()}
+
+    def measure() -> dict[str, Any]:
+        return {name: vars(t) for name, t in measure_latency(models, inputs).items()}
+
+    return once(path, {**project.fingerprint, **identity_of(plans=plans)}, measure)
 
 
 def latency_batch(project: Project) -> Batch:
@@ -265,6 +267,10 @@ def machine() -> dict[str, Any]:
         "cpu": platform.processor() or platform.machine(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+OF_DENSE = ("network", "dense weights", "threads", "torch", "val data", "test data", "quality")
+"""Parts of a project that the figures of its dense network depend on."""
 
 
 def dense_facts(project: Project, folder: Path) -> dict[str, Any]:
@@ -288,4 +294,5 @@ def dense_facts(project: Project, folder: Path) -> dict[str, Any]:
             "file_bytes": path.stat().st_size,
         }
 
-    return once(folder / "dense" / "result.json", measure)
+    made_of = {name: value for name, value in project.fingerprint.items() if name in OF_DENSE}
+    return once(folder / "dense" / "result.json", made_of, measure)

@@ -17,8 +17,8 @@ from agents.sb3 import AGENTS, load_policy, plan_by, private_randomness
 from agents.search import JOURNAL
 from agents.settings import LANES
 from experiments.compare_config import CompareConfig
-from experiments.compare_job import Job
-from experiments.compare_task import held_out, task_of, yardstick_of_task
+from experiments.compare_job import Job, run_job
+from experiments.compare_task import fingerprint_of, held_out, task_of, yardstick_of_task
 from experiments.config import digest_of
 from experiments.directory import once
 from prune_env import Ledger, PruningTask
@@ -26,6 +26,7 @@ from prune_env.mdp.path import REACH
 from prune_env.mdp.path import Path as PlanPath
 from prune_env.mdp.rewards import Outcome
 from prune_env.mdp.task import Kept
+from prune_env.measure.fingerprint import identity_of
 
 Run = Mapping[str, Any]
 LIMIT = 100
@@ -76,7 +77,12 @@ def run_transfer(transfer: Transfer) -> Run:
     A policy corrects the allocation that it was trained around, so that is its prior here too,
     whatever is best on the target; the best one stands in where the source is not known.
     """
-    return once(transfer.folder / "figures.json", lambda: _figures(transfer))
+    origin = transfer.origin
+    made_of = {
+        **fingerprint_of(transfer.config, transfer.budget),
+        **identity_of(agent=transfer.agent, policy=transfer.policy, origin=origin and origin.seed),
+    }
+    return once(transfer.folder / "figures.json", made_of, lambda: _figures(transfer))
 
 
 def _figures(transfer: Transfer) -> dict[str, Any]:
@@ -133,7 +139,7 @@ def plan_moved(task: PruningTask, origin: Job, path: PlanPath) -> Kept:
 
     It strays from `path`, that of the source's prior, as far as it did there.
     """
-    best = once(origin.figures, dict)["kept"]
+    best = run_job(origin)["kept"]
     return task.around(path).beside(strayed(task.at(origin.budget), path, best).tolist())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 import subprocess
 import sys
@@ -15,21 +14,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from toys import idle
 
 from agents.search import SEARCHERS, run_search, searcher_named
 from agents.settings import SETTINGS, settings
 from prune_env import Ledger, PruningTask
 from prune_env.errors import ConfigError, RunError
 from prune_env.mdp.rewards import Outcome
-from prune_env.measure.evaluators import Metrics
+from prune_env.storage import read_json
 from prune_env.testing import check_searcher, toy_task
 
 ROOT = Path(__file__).parent.parent
 AGENTS = sorted(SETTINGS)
-
-
-def never(kept: tuple[int, ...]) -> Metrics:
-    raise AssertionError("measured, although everything is in the journal")
 
 
 def with_scores(task: PruningTask, scores: list[Any]) -> PruningTask:
@@ -183,8 +179,7 @@ def test_random_is_random_from_its_first_plan_on() -> None:
 def test_a_finished_search_returns_at_once_and_refuses_other_settings(tmp_path: Path) -> None:
     task = toy_task(budget=0.6)
     first = run_search(task, "ppo", 6, 0, tmp_path / "a")
-    idle = dataclasses.replace(task, evaluate=never)
-    again = run_search(idle, "ppo", 6, 0, tmp_path / "a")
+    again = run_search(idle(task), "ppo", 6, 0, tmp_path / "a")
     assert (again.history, again.seconds) == (first.history, first.seconds)
     assert again.plan == first.plan
     notes = {"searcher": "ppo", "seed": 0, "evaluations": 6, "budget": 0.6, "on": "macs"}
@@ -199,8 +194,8 @@ def test_a_lost_file_is_made_again_without_measuring(tmp_path: Path, lost: str) 
     first = run_search(toy_task(budget=0.6), "td3", 6, 0, tmp_path)
     (tmp_path / "search.json").unlink(missing_ok=True)  # as if killed just before the end
     (tmp_path / lost).unlink(missing_ok=True)
-    idle = dataclasses.replace(toy_task(budget=0.6), evaluate=never)
-    assert run_search(idle, "td3", 6, 0, tmp_path).history == first.history
+    again = run_search(idle(toy_task(budget=0.6)), "td3", 6, 0, tmp_path)
+    assert again.history == first.history
     assert (tmp_path / lost).exists()
 
 
@@ -230,4 +225,4 @@ def test_policies_are_kept_on_the_way_and_the_last_one_gives_the_last_plan(tmp_p
     lanes = Walks(task.around(best_prior(ledger)), Measured(Account(ledger)), 1)
     plan = plan_by(load_policy("ppo", tmp_path / "policy.safetensors"), lanes, task.budget)
     assert plan == result.history[-1].kept
-    assert json.loads((tmp_path / "search.json").read_text())["seconds"] > 0
+    assert read_json(tmp_path / "search.json", "search")["done"]["seconds"] > 0

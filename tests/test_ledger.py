@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from prune_env.mdp.ledger import Exhausted, Ledger
 from prune_env.mdp.rewards import Outcome
 from prune_env.mdp.task import PruningTask
 from prune_env.measure.evaluators import Hopeless, Metrics
+from prune_env.storage import SEAL
 from prune_env.testing import check_searcher, toy_task
 
 
@@ -26,13 +29,15 @@ def search(ledger: Ledger, seed: int) -> None:
 
 def untimed(lines: list[str]) -> list[dict[str, Any]]:
     """Rows of a journal without the times, which no two runs share."""
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    timed = ("seconds", SEAL)
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines[1:]]
 
 
 def counted(task: PruningTask) -> tuple[PruningTask, list[tuple[int, ...]]]:
     """The task, and the list of plans it was really asked to measure."""
     calls: list[tuple[int, ...]] = []
 
+    @functools.wraps(task.evaluate)
     def evaluate(kept: tuple[int, ...]) -> Metrics:
         calls.append(kept)
         return task.evaluate(kept)
@@ -40,7 +45,7 @@ def counted(task: PruningTask) -> tuple[PruningTask, list[tuple[int, ...]]]:
     return replace(task, evaluate=evaluate), calls
 
 
-def test_every_measurement_is_charged_repeated_ones_too() -> None:
+def test_every_question_is_charged_and_every_plan_measured_once() -> None:
     task, calls = counted(toy_task(budget=0.6))
     ledger = Ledger(task, 3)
     plan = task.decode([0.0] * 4)
@@ -50,7 +55,7 @@ def test_every_measurement_is_charged_repeated_ones_too() -> None:
     assert ledger.exhausted
     with pytest.raises(Exhausted):
         ledger.measure(plan)
-    assert len(calls) == ledger.spent == 3
+    assert (len(calls), ledger.spent) == (1, 3)
 
 
 def raced(task: PruningTask) -> PruningTask:
@@ -72,9 +77,12 @@ def test_a_plan_given_up_early_costs_its_share(tmp_path: Path) -> None:
     assert shares[0] == best.metrics.share == 1.0
     assert ledger.charged == sum(shares) >= 9 > ledger.charged - shares[-1]
     assert (ledger.exhausted, ledger.left) == (True, 0.0)
-    running = -1.0
+    running, first = -1.0, dict[tuple[int, ...], Outcome]()
     for outcome in ledger.history:
-        assert (outcome.metrics.share < 1) == (outcome.reward < running)
+        if outcome.kept not in first:
+            assert (outcome.metrics.share < 1) == (outcome.reward < running)
+        known = first.setdefault(outcome.kept, outcome)
+        assert outcome == known, "what is known in full, or given up, stays so"
         running = max(running, outcome.reward)
     again = Ledger(task, 9, tmp_path / "journal.jsonl")
     again.run(search, seed=1)
@@ -111,18 +119,18 @@ def test_a_killed_search_resumes_to_the_same_end(tmp_path: Path, done: int, torn
     whole = Ledger(toy_task(budget=0.6), 9, journal)
     whole.run(search, seed=2)
     lines = journal.read_text().splitlines(keepends=True)
-    assert [json.loads(line)["kept"] for line in lines] == [list(o.kept) for o in whole.history]
-    rest = lines[done][:torn] if done < 9 else ""
-    journal.write_text("".join(lines[:done]) + rest)
+    rows = [json.loads(line) for line in lines[1:]]
+    assert [row["outcome"]["kept"] for row in rows] == [list(o.kept) for o in whole.history]
+    rest = lines[1 + done][:torn] if done < 9 else ""
+    journal.write_text("".join(lines[: 1 + done]) + rest)
     task, calls = counted(toy_task(budget=0.6))
     again = Ledger(task, 9, journal)
-    known = again.journalled
     again.run(search, seed=2)
     assert again.history == whole.history
     assert len(calls) == 9 - done
     assert untimed(journal.read_text().splitlines()) == untimed(lines)
     assert len(again.seconds) == 9
-    assert again.seconds[: len(known)] == whole.seconds[: len(known)], "times of replayed ones"
+    assert again.seconds[:done] == whole.seconds[:done], "times of replayed ones"
 
 
 def test_a_torn_line_is_dropped_from_the_file_at_once(tmp_path: Path) -> None:
@@ -139,16 +147,61 @@ def test_a_longer_search_goes_on_where_the_journal_ends(tmp_path: Path) -> None:
     Ledger(toy_task(budget=0.6), 3, journal).run(search, seed=0)
     longer = Ledger(toy_task(budget=0.6), 6, journal)
     longer.run(search, seed=0)
-    assert len(journal.read_text().splitlines()) == longer.spent == 6
+    assert len(journal.read_text().splitlines()) - 1 == longer.spent == 6
 
 
-def test_the_journal_of_another_search_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_a_search_goes_on_from_any_rows_in_any_order(tmp_path: Path, seed: int) -> None:
+    """Of another search of the same task too, here one of another seed."""
+    journal, shuffled = tmp_path / "journal.jsonl", random.Random(seed)
+    whole = Ledger(raced(toy_task(budget=0.6)), 9, journal)
+    whole.run(search, seed=2)
+    head, *rows = journal.read_text().splitlines(keepends=True)
+    others = Ledger(raced(toy_task(budget=0.6)), 5, tmp_path / "other.jsonl")
+    others.run(search, seed=3)
+    known = shuffled.sample(rows, 6)
+    mixed = known + (tmp_path / "other.jsonl").read_text().splitlines(keepends=True)[1:]
+    journal.write_text(head + "".join(shuffled.sample(mixed, len(mixed))))
+    again = Ledger(raced(toy_task(budget=0.6)), 9, journal)
+    again.run(search, seed=2)
+    assert again.history == whole.history
+    assert again.digest == whole.digest
+    again.settle()
+    assert untimed(journal.read_text().splitlines()) == untimed([head, *rows])
+
+
+def test_the_journal_of_another_task_is_refused_and_says_what_differs(tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
-    Ledger(toy_task(budget=0.6), 3, journal).run(search, seed=0)
+    Ledger(toy_task(target=0.3, budget=0.6), 3, journal).run(search, seed=0)
     text = journal.read_text()
-    with pytest.raises(RunError, match=r"is of another search: its plan 0 .*Delete the file"):
-        Ledger(toy_task(budget=0.6), 3, journal).run(search, seed=1)
+    with pytest.raises(RunError, match=r"of another task: evaluate .*0\.3.* there, .*0\.4.* now"):
+        Ledger(toy_task(target=0.4, budget=0.6), 3, journal)
+    with pytest.raises(RunError, match=r"of another task: budget 0\.6 there, 0\.7 now"):
+        Ledger(toy_task(target=0.3, budget=0.7), 3, journal)
     assert journal.read_text() == text
+
+
+def test_every_damaged_bit_of_a_journal_is_refused(tmp_path: Path) -> None:
+    """But for the last line end, whose loss looks like a kill: that row is measured again."""
+    journal = tmp_path / "journal.jsonl"
+    Ledger(toy_task(budget=0.6), 2, journal).run(search, seed=0)
+    data, draw = journal.read_bytes(), random.Random(0)
+    for place in draw.sample(range(len(data) - 1), 150):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << draw.randrange(8)
+        journal.write_bytes(damaged)
+        with pytest.raises(RunError, match=r"is not a search journal, or is damaged"):
+            Ledger(toy_task(budget=0.6), 2, journal)
+
+
+def test_a_row_of_another_journal_is_refused(tmp_path: Path) -> None:
+    for number, target in enumerate((0.3, 0.4)):
+        task = toy_task(target=target, budget=0.6)
+        Ledger(task, 2, tmp_path / f"{number}.jsonl").run(search, seed=0)
+    ours, theirs = ((tmp_path / f"{n}.jsonl").read_text().splitlines(True) for n in (0, 1))
+    (tmp_path / "0.jsonl").write_text("".join([*ours, theirs[-1]]))
+    with pytest.raises(RunError, match="line 4: it comes from the journal of another task"):
+        Ledger(toy_task(target=0.3, budget=0.6), 2, tmp_path / "0.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from prune_env import Ledger, PruningTask
 from prune_env.errors import RunError
 from prune_env.mdp.rewards import Outcome
 from prune_env.measure.evaluators import Metrics
+from prune_env.storage import read_json, write_json
 from prune_env.testing import toy_task
 
 N = 12
@@ -139,7 +139,7 @@ def test_a_resumed_search_is_logged_once(tmp_path: Path) -> None:
     search(tmp_path)
     whole = [event.value for event in read(tmp_path / "log").Scalars("reward/total")]
     facts = tmp_path / "search" / "search.json"
-    facts.write_text(json.dumps({**json.loads(facts.read_text()), "seconds": None}))
+    write_json(facts, {**read_json(facts, "search"), "done": None})
     journal = tmp_path / "search" / "journal.jsonl"
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[: N // 2]))
     search(tmp_path)

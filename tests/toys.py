@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -121,6 +122,16 @@ def dense_task(name: str, multiple: int = 1, on: str = "macs") -> PruningTask:
     costs = CostModel.of(case.model, case.inputs, live)
     scores = score_units(case.model, live)
     return PruningTask(live, costs, measured, scores, budget=1.0, on=on)  # type: ignore[arg-type]
+
+
+def idle(task: PruningTask) -> PruningTask:
+    """The same task, by its fingerprint, which must not be asked to measure anything."""
+
+    @functools.wraps(task.evaluate)
+    def never(kept: tuple[int, ...]) -> Metrics:
+        raise AssertionError("measured, although everything is in the journal")
+
+    return replace(task, evaluate=never)
 
 
 @st.composite

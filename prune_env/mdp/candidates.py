@@ -10,8 +10,10 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from prune_env.errors import ConfigError
@@ -26,7 +28,7 @@ from prune_env.measure.batches import (
 from prune_env.measure.calibration import Calibration
 from prune_env.measure.costs import CostModel, Metric
 from prune_env.measure.evaluators import ClassifierEvaluator, Evaluator, Hopeless, Metrics
-from prune_env.measure.fingerprint import fingerprint
+from prune_env.measure.fingerprint import DIGEST, Identity, fingerprint, identity_of
 from prune_env.measure.gradients import loss_gradients
 from prune_env.measure.inference import Inference, fitting_batch
 from prune_env.structure.copies import copied
@@ -139,6 +141,7 @@ class CandidateEvaluator:
         measure: the evaluator.
         inference: how networks are run for the repair.
         dense: what the dense network measures.
+        made_of: what else decides what is measured, see `fingerprint`.
     """
 
     model: nn.Module
@@ -153,15 +156,31 @@ class CandidateEvaluator:
     measure: Evaluator
     inference: Inference
     dense: Metrics
+    made_of: Identity = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
     cache: dict[tuple[int, ...], Metrics] = field(default_factory=dict, repr=False)
     glimpses: dict[tuple[tuple[int, ...], float], Metrics] = field(default_factory=dict, repr=False)
 
+    @cached_property
+    def fingerprint(self) -> Identity:
+        """All that decides what a plan measures, by the name of the part."""
+        return {
+            **self.made_of,
+            **identity_of(
+                dense_weights=DIGEST + self.ladders.made_of.model,
+                calibration_samples=[self.calibration, [len(batch) for batch in self.quick]],
+                reward_samples_and_dense_outputs=self.measure,
+                precision="bfloat16" if self.inference.bfloat16 else "float32",
+                repair=self.repair,
+            ),
+        }
+
     def __call__(self, kept: tuple[int, ...], hopeless: Hopeless | None = None) -> Metrics:
-        known = self.cache.get(kept)
-        if known is None or (known.share < 1 and not (hopeless and hopeless(known))):
-            known = self.cache[kept] = self._measure(kept, hopeless)
-        return known
+        if hopeless is not None:  # when it is given up depends on its rival: not to be kept
+            return self._measure(kept, hopeless)
+        if kept not in self.cache:
+            self.cache[kept] = self._measure(kept, None)
+        return self.cache[kept]
 
     def glimpse(self, kept: tuple[int, ...], share: float) -> Metrics:
         """Quality on about the first `share` of the samples, whole batches."""
@@ -265,6 +284,7 @@ def prepare(
         measure=dataclasses.replace(measure, inference=inference),
         inference=inference,
         dense=measure(dense),
+        made_of=_made_of(dense, options),
     )
     return Parts(live, frozen, CostModel.of(dense, example, live), built.scores, evaluate)
 
@@ -277,6 +297,19 @@ def _recipe(options: TaskOptions, dense: nn.Module, calibration: Sequence[Batch]
         seed=options.seed,
         model=fingerprint(dense),
         data=fingerprint_of(calibration),
+    )
+
+
+def _made_of(dense: nn.Module, options: TaskOptions) -> Identity:
+    """What decides measurements beside tensors."""
+    device = next((parameter.device.type for parameter in dense.parameters()), "cpu")
+    return identity_of(
+        network=[type(dense).__name__, str(dense)],
+        criterion=options.criterion,
+        stages=list(options.stages),
+        seed=options.seed,
+        threads=f"{torch.get_num_threads()} on {device}",
+        torch=torch.__version__.partition("+")[0],
     )
 
 

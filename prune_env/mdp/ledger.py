@@ -1,27 +1,30 @@
 """Honest accounting: every searcher measures plans through a `Ledger`, and every plan is charged.
 
-The journal makes any searcher resumable without its help: a searcher is deterministic under its
-seed, so the same search started again asks for the same plans in the same order, and those already
-in the journal are answered from it.
+The journal makes any searcher resumable without its help. Its rows are known by the plan and by how
+it was to be measured, so that a search goes on from any part of them, in any order: a searcher is
+deterministic under its seed, so it asks for the same plans again, and what is missing is measured.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import math
-import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from prune_env.errors import RunError
+from prune_env.mdp.journal import Journal, Row, digest_of
 from prune_env.mdp.rewards import Outcome, best_of
-from prune_env.mdp.task import PruningTask
-from prune_env.measure.evaluators import Metrics
-from prune_env.storage import write_text
+from prune_env.mdp.task import Kept, PruningTask
+
+Key = tuple[Kept, str]
+PLAN, RACE, PROBE, SHARE = "plan", "race", "probe", "share"
+"""How a plan may be asked for, see `Row`."""
+WHOLE = (PLAN, RACE, PROBE)
+"""Those that a measurement on all samples answers."""
 
 
 class Exhausted(Exception):
@@ -31,12 +34,14 @@ class Exhausted(Exception):
 class Ledger:
     """Measures plans for one search, charges them, and remembers them.
 
-    Asking for the same plan twice is charged twice: a searcher that repeats itself pays for it.
+    Asking for the same plan twice is charged twice, though it is measured once: a searcher that
+    repeats itself pays for it.
 
     Attributes:
         task: the task, whose `outcome` is the expensive part.
         limit: evaluations that may be charged; a plan given up early costs the share of the
             samples that it was measured on.
+        clock: what it tells the time by.
         history: every outcome, in order.
         figures: the searcher's own numbers (losses, entropy), for the next listener to log.
         seconds: by `clock`, from the outcome before to this one, searching included, of every
@@ -55,16 +60,20 @@ class Ledger:
         self.history: list[Outcome] = []
         self.figures: dict[str, float] = {}
         self.seconds: list[float] = []
-        self._clock, self._since = clock, clock()
+        self.clock, self._since = clock, clock()
         self._listener = on_outcome
-        self._journal = None if journal is None else Path(journal)
-        self._known = _read(self._journal)
-        self._replayed = 0
+        self._journal = None if journal is None else Journal(Path(journal), task.fingerprint)
+        self._task = "" if self._journal is None else self._journal.task
+        self._rows: list[Row] = []
+        self._told: dict[Key, Outcome] = {}
+        self._left: dict[Key, deque[Row]] = {}
+        for row in self._journal.rows if self._journal else ():
+            self._left.setdefault(row.key, deque()).append(row)
 
     @property
     def folder(self) -> Path | None:
         """Where the search keeps its files, if it has a journal."""
-        return None if self._journal is None else self._journal.parent
+        return None if self._journal is None else self._journal.path.parent
 
     @property
     def spent(self) -> int:
@@ -91,38 +100,78 @@ class Ledger:
         """The outcome of the highest rank: eligible, of best quality, then cheapest, then first."""
         return best_of(self.history)
 
-    @property
-    def journalled(self) -> tuple[tuple[int, ...], ...]:
-        """Plans in the journal, in order."""
-        return tuple(tuple(row["kept"]) for row in self._known)
-
     def measure(self, kept: Sequence[int]) -> Outcome:
         """The outcome of a finished plan, charged as one evaluation.
 
         Raises:
             Exhausted: nothing is left to spend.
-            RunError: the journal is of another search.
+            RunError: the journal cannot be written.
         """
         eligible = [outcome for outcome in self.history if outcome.eligible]
         rival = best_of(eligible) if eligible else None
-        return self._charge(kept, lambda: self.task.outcome(kept, rival))
+        asked = f"{RACE} {rival.reward!r}" if rival and self.task.race else PLAN
+        return self._charge(kept, asked, lambda: self.task.outcome(kept, rival))
 
     def probe(self, kept: Sequence[int]) -> Outcome:
         """The outcome of any levels, beyond the budget too; see `PruningTask.probe`. Charged."""
-        return self._charge(kept, lambda: self.task.probe(kept))
+        return self._charge(kept, PROBE, lambda: self.task.probe(kept))
 
     def glimpse(self, kept: Sequence[int], share: float) -> Outcome:
         """The outcome on a share of the samples, charged its share; see `PruningTask.glimpse`."""
-        return self._charge(kept, lambda: self.task.glimpse(kept, share))
+        return self._charge(
+            kept, f"{SHARE} {float(share)!r}", lambda: self.task.glimpse(kept, share)
+        )
 
-    def _charge(self, kept: Sequence[int], measure: Callable[[], Outcome]) -> Outcome:
+    def replay(self) -> None:
+        """Take over every row of the journal, in its order: a finished search is in its journal."""
+        with contextlib.suppress(Exhausted):
+            for row in self._journal.rows if self._journal else ():
+                self._charge(row.outcome.kept, row.asked, partial(getattr, row, "outcome"))
+
+    def settle(self) -> None:
+        """Let the journal hold what was asked for, in this order."""
+        if self._journal is not None:
+            self._journal.rewrite(self._rows)
+
+    @property
+    def digest(self) -> str:
+        """Changes with every outcome, but not with times."""
+        return digest_of(self._rows)
+
+    def _charge(self, kept: Sequence[int], asked: str, measure: Callable[[], Outcome]) -> Outcome:
         if self.exhausted:
             raise Exhausted
-        outcome = self._recall(tuple(kept)) or self._measure(measure)
-        self.history.append(outcome)
+        plan = tuple(kept)
+        left = self._left.get((plan, asked))
+        row = left.popleft() if left else self._measured(asked, self._again(plan, asked), measure)
+        self._since = self.clock()  # what is replayed was paid for already
+        self._rows.append(row)
+        self._told[plan, _kind(asked)] = row.outcome
+        self.seconds.append(row.seconds)
+        self.history.append(row.outcome)
         if self._listener is not None:
-            self._listener(self, outcome)
-        return outcome
+            self._listener(self, row.outcome)
+        return row.outcome
+
+    def _again(self, kept: Kept, asked: str) -> Outcome | None:
+        """What this search was told of a plan before.
+
+        One given up stays given up, as the best only gets better. A plan within the budget that was
+        measured in full answers whatever asks for all.
+        """
+        kind = _kind(asked)
+        for name in (kind, *(WHOLE if kind in WHOLE else ())):
+            outcome = self._told.get((kept, name))
+            if outcome is not None and (name == kind or outcome.eligible):
+                return outcome
+        return None
+
+    def _measured(self, asked: str, known: Outcome | None, measure: Callable[[], Outcome]) -> Row:
+        outcome = known or measure()
+        row = Row(self._task, asked, outcome, self.clock() - self._since)
+        if self._journal is not None:
+            self._journal.append(row)
+        return row
 
     def run(self, search: Callable[[Ledger, int], None], seed: int) -> Outcome:
         """Let a searcher spend the evaluations; returns the best outcome.
@@ -130,70 +179,14 @@ class Ledger:
         Raises:
             RunError: the searcher ended without measuring any plan.
         """
-        self._since = self._clock()
+        self._since = self.clock()
         with contextlib.suppress(Exhausted):
             search(self, seed)
         if not self.history or not self.best.eligible:
             raise RunError(f"searcher {search!r} measured no plan. It must call ledger.measure.")
         return self.best
 
-    def _measure(self, measure: Callable[[], Outcome]) -> Outcome:
-        outcome, now = measure(), self._clock()
-        self.seconds.append(now - self._since)
-        self._since = now
-        if self._journal is not None:
-            self._known.append({**_row(outcome), "seconds": self.seconds[-1]})
-            self._replayed += 1
-            _append(self._journal, self._known[-1])
-        return outcome
 
-    def _recall(self, kept: tuple[int, ...]) -> Outcome | None:
-        if self._replayed >= len(self._known):
-            return None
-        row = self._known[self._replayed]
-        if tuple(row["kept"]) != kept:
-            raise RunError(
-                f"'{self._journal}' is of another search: its plan {self._replayed} is not "
-                "the one asked for now (other code, settings or library versions?). Delete the "
-                "file to search afresh."
-            )
-        self._replayed += 1
-        self._since = self._clock()  # what is replayed was paid for already
-        values = {**row, "kept": kept, "metrics": Metrics(**row["metrics"])}
-        self.seconds.append(values.pop("seconds"))
-        return Outcome(**values)
-
-
-def _row(outcome: Outcome) -> dict[str, Any]:
-    return {**dataclasses.asdict(outcome), "kept": list(outcome.kept), "terms": dict(outcome.terms)}
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise RunError(
-            f"cannot write '{path}': {error.strerror or error}. Choose a folder you may write to."
-        ) from error
-
-
-def _read(path: Path | None) -> list[dict[str, Any]]:
-    """Rows of a journal; a last line that a kill cut short is dropped from the file."""
-    if path is None or not path.exists():
-        return []
-    fields = {"seconds", *(field.name for field in dataclasses.fields(Outcome))}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        torn = bool(lines) and not lines[-1].endswith("\n")
-        rows = [json.loads(line) for line in lines[: len(lines) - torn]]
-        if not all(isinstance(row, dict) and set(row) == fields for row in rows):
-            raise ValueError("its lines do not hold outcomes")
-    except (OSError, ValueError) as error:
-        raise RunError(f"'{path}' is not a search journal: {error}. Delete it.") from error
-    if torn:
-        write_text(path, "".join(lines[:-1]))
-    return rows
+def _kind(asked: str) -> str:
+    """What was asked for, whatever it was measured against."""
+    return RACE if asked.startswith(RACE) else asked

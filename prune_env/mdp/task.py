@@ -27,6 +27,7 @@ from prune_env.mdp.rewards import Outcome, Reward, kl, reward_named
 from prune_env.mdp.rules import SLACK, Floats, Rules, Units, as_kept
 from prune_env.measure.costs import CostModel, Metric, metric_index
 from prune_env.measure.evaluators import Hopeless, Metrics
+from prune_env.measure.fingerprint import NUMERICS, Identity, identity_of
 from prune_env.structure.groups import PrunableGroup
 from prune_env.surgery.plan import PruningPlan
 from prune_env.surgery.recipe import Recipe
@@ -204,6 +205,26 @@ class PruningTask:
     def orders(self) -> dict[str, Tensor]:
         """Units of each group, the last to be removed first."""
         return {group.name: group.pattern.order(self.scores[group.name]) for group in self.groups}
+
+    @cached_property
+    def fingerprint(self) -> Identity:
+        """All that decides what plans are worth, by the name of the part; see `described`.
+
+        What measures them is known by its own `fingerprint`. A callable of your own without one is
+        known by its name, its code and what it encloses; give it a `fingerprint` (a mapping of
+        names to texts) where that does not tell it from others.
+        """
+        said = getattr(self.evaluate, "fingerprint", None)
+        measured = said or identity_of(evaluate=self.evaluate, scores=self.scores)
+        return {
+            "numerics": str(NUMERICS),
+            **measured,
+            **identity_of(
+                budget=self.budget, on=self.on, reward=self.reward, leftover=self.leftover,
+                race=self.race, part=self.part, prior=self.origin, groups=self.groups,
+                costs=self.costs,
+            ),
+        }  # fmt: skip
 
     def plan(self, kept: Sequence[int], **notes: object) -> PruningPlan:
         """The plan that keeps the best `kept[g]` units of every group."""

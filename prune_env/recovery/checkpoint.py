@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prune_env.errors import RunError
+from prune_env.measure.fingerprint import described
 from prune_env.recovery.masks import KeepMasks
 from prune_env.recovery.schedule import FinetuneSettings
 from prune_env.storage import write_bytes
@@ -76,10 +77,11 @@ def fingerprint(
     teacher: nn.Module | None,
     steps: int,
     masks: KeepMasks,
+    data: tuple[Any, Any],
 ) -> Fingerprint:
     """What two runs must share for one to go on where the other stopped.
 
-    Contents of the data are not read; its number of steps is.
+    Of the data of train and val what can be told by content is, see `described`.
     """
     shapes = {name: list(value.shape) for name, value in _tensors(model).items()}
     return {
@@ -89,6 +91,8 @@ def fingerprint(
         "teacher": "none" if teacher is None else _digest(teacher),
         "steps per epoch": steps,
         "masks": masks.digest,
+        "train data": described(data[0]),
+        "val data": described(data[1]),
     }
 
 

@@ -103,7 +103,8 @@ def finetune(
     """
     steps = _count_batches(train, settings)
     masks = KeepMasks.of_network(model) if masks is None else masks
-    print_ = fingerprint(settings, model, teacher, steps, masks) if checkpoint else {}
+    data = (train, val)
+    print_ = fingerprint(settings, model, teacher, steps, masks, data) if checkpoint else {}
     student = copy.deepcopy(model)
     run = _Run(
         student,
