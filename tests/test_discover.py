@@ -20,6 +20,7 @@ from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup, Table
 from prune_env.structure.inputs import Inputs
 from prune_env.structure.rewrite import tensors_of
+from prune_env.structure.scenes import Scene
 from prune_env.structure.verify import verify
 from prune_env.surgery.apply import compact, masked
 from prune_env.surgery.plan import PruningPlan
@@ -195,7 +196,9 @@ def test_verification_refuses_a_shifted_axis(name: str) -> None:
         rows = [tuple((owners == u).nonzero()[:, 0].tolist()) for u in range(group.units)]
         wrong = replace(axis, index=(Table((*rows[1:], rows[0])),))
         axes = (*group.axes[:number], wrong, *group.axes[number + 1 :])
-        (judged,) = verify(case.model, case.inputs, [replace(group, axes=axes, verified=False)])
+        (judged,) = verify(
+            case.model, [Scene(case.inputs)], [replace(group, axes=axes, verified=False)]
+        )
         assert not judged.verified
         assert judged.frozen.startswith("masked and compact differ by")
 
@@ -207,7 +210,9 @@ def test_verification_blames_the_wrong_group_and_not_its_neighbours() -> None:
     norm = {"b1.1.weight", "b1.1.bias"}
     fewer = tuple(axis for axis in groups[number].axes if axis.tensor not in norm)
     groups[number] = replace(groups[number], axes=fewer)
-    judged = verify(case.model, case.inputs, [replace(group, verified=False) for group in groups])
+    judged = verify(
+        case.model, [Scene(case.inputs)], [replace(group, verified=False) for group in groups]
+    )
     assert {group.name for group in judged if group.frozen} == {"b1.0", "head"}
     assert judged[number].frozen.startswith("compact network fails")
 
@@ -220,7 +225,7 @@ def test_a_fresh_layer_scale_cannot_hide_a_mistake() -> None:
     rows = tuple(((u + 1) % 20,) for u in range(20))
     wrong = replace(group.axes[number], index=(Table(rows),))
     axes = (*group.axes[:number], wrong, *group.axes[number + 1 :])
-    assert verify(case.model, case.inputs, [replace(group, axes=axes)])[0].frozen
+    assert verify(case.model, [Scene(case.inputs)], [replace(group, axes=axes)])[0].frozen
 
 
 def test_a_dead_channel_is_no_reason_to_freeze() -> None:

@@ -42,6 +42,7 @@ from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import Axis, PrunableGroup, Span, Table, expand, pool
 from prune_env.structure.patterns import Pattern, TopK
 from prune_env.structure.rewrite import Layout, tensors_of
+from prune_env.structure.scenes import Scene
 from prune_env.structure.verify import verify
 from prune_env.structure.weights import weight_groups as find_weight_groups
 from prune_env.surgery.apply import Candidates, compact, masked
@@ -159,7 +160,7 @@ def test_units_that_are_not_channels_obey_the_first_law(name: str, data: st.Data
     assert counted_size(small)[0] < counted_size(case.model)[0] or plan.sparsity == dict.fromkeys(
         plan.kept, 0.0
     )
-    assert all(group.verified for group in verify(case.model, case.inputs, case.groups))
+    assert all(group.verified for group in verify(case.model, [Scene(case.inputs)], case.groups))
 
 
 @given(data=st.data())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import chain
 
 from torch import nn
 
@@ -23,3 +24,14 @@ def copied(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} cannot be copied ({error}). Old-style weight_norm is "
             "the usual cause: remove it, or use torch.nn.utils.parametrizations."
         ) from error
+
+
+def contiguous(model: nn.Module) -> nn.Module:
+    """`model`, its tensors moved in place to the plain order in memory.
+
+    Which ops run depends on the order (pooling of channels_last restrides); what can be pruned must
+    not.
+    """
+    for tensor in chain(model.parameters(), model.buffers()):
+        tensor.data = tensor.data.contiguous()
+    return model

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from prune_env.structure.groups import Axis, PrunableGroup, Span
-from prune_env.structure.inputs import Inputs
 from prune_env.structure.rewrite import follows
+from prune_env.structure.scenes import Scene
 from prune_env.structure.verify import Probe, verify
 
 TRIES = 64
@@ -23,7 +23,7 @@ TRIES = 64
 
 
 def verify_counted(
-    model: nn.Module, inputs: Inputs, groups: Sequence[PrunableGroup], seed: int = 0
+    model: nn.Module, scenes: Sequence[Scene], groups: Sequence[PrunableGroup], seed: int = 0
 ) -> tuple[PrunableGroup, ...]:
     """`verify`; a group that fails is tried again with attributes of its modules as `count` axes.
 
@@ -33,20 +33,20 @@ def verify_counted(
 
     Args:
         model: the dense network in eval mode; it is copied.
-        inputs: example inputs.
+        scenes: ways to run it, a plain one first.
         groups: groups of this model; frozen ones pass through.
         seed: of the random weights, inputs and keep sets.
     """
-    judged = verify(model, inputs, groups, seed)
+    judged = verify(model, scenes, groups, seed)
     failed = [g for g, now in zip(groups, judged, strict=True) if now.frozen and not g.frozen]
     if not failed:
         return judged
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        found = _counted(Probe(model, inputs), failed)
+        found = _counted(Probe(model, scenes[0]), failed)
     if not found:
         return judged
-    return verify(model, inputs, [found.get(group.name, group) for group in judged], seed)
+    return verify(model, scenes, [found.get(group.name, group) for group in judged], seed)
 
 
 def _counted(probe: Probe, groups: Sequence[PrunableGroup]) -> dict[str, PrunableGroup]:

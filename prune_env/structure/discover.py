@@ -1,7 +1,8 @@
 """What can be removed together: `find_groups`.
 
-A trace (trace.py, ops.py) follows every unit through the network; here its labels become groups,
-and every group is then verified by running the network with it cut (verify.py).
+A trace (trace.py, ops.py) follows every unit through the network in several scenes (scenes.py);
+here its labels become groups, and every group is then verified by running the network with it cut
+(verify.py).
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from prune_env.errors import ModelError
 from prune_env.structure.blocks import expert_groups, with_experts
-from prune_env.structure.copies import copied
+from prune_env.structure.copies import contiguous, copied
 from prune_env.structure.counts import verify_counted
+from prune_env.structure.coverage import not_followed
 from prune_env.structure.groups import Axis, PrunableGroup, index_of
-from prune_env.structure.inputs import Inputs
+from prune_env.structure.inputs import Inputs, map_tensors
 from prune_env.structure.labels import Ints
 from prune_env.structure.ops import RULES
 from prune_env.structure.rewrite import tensors_of
+from prune_env.structure.scenes import Scene, scenes_of, undisturbed
 from prune_env.structure.trace import Reading, Slot, Trace
 
 READINGS = tuple(
@@ -32,51 +35,59 @@ READINGS = tuple(
 
 
 def find_groups(
-    model: nn.Module, example_inputs: Inputs, *, seed: int = 0
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    more_inputs: Sequence[Inputs] = (),
+    seed: int = 0,
 ) -> tuple[PrunableGroup, ...]:
     """Every group of units that can be removed together, in order of execution.
 
     Any network that runs is accepted; what cannot be pruned comes back frozen, with the reason.
     Every group that is not frozen was verified: masked and compact networks agreed on random
-    inputs and keep sets.
+    inputs and keep sets. Every parameter is in some group; those that could not be followed are in
+    frozen ones at the end, whose reasons begin with "not followed".
+
+    The network is run in eval and in train mode, and with its decisions about data turned around,
+    so that layers which one plain pass does not reach are cut with the others.
 
     Args:
         model: the dense network; it is not changed.
         example_inputs: one batch: a tensor, a tuple (`model(*inputs)`) or a dict
             (`model(**inputs)`). Two samples are enough.
+        more_inputs: further batches; those that run other ops than the ones before are followed
+            too.
         seed: of the verification.
 
     Raises:
         ModelError: the model does not run on the inputs, or cannot be copied.
     """
-    dense = copied(model)
+    dense = contiguous(copied(model))
+    with undisturbed():
+        torch.manual_seed(seed)
+        batches = [map_tensors(Tensor.contiguous, i) for i in (example_inputs, *more_inputs)]
+        return _best(dense, scenes_of(dense, batches), seed)
+
+
+def _best(dense: nn.Module, scenes: Sequence[Scene], seed: int) -> tuple[PrunableGroup, ...]:
+    """The groups of the reading under which most can be pruned."""
     best: tuple[PrunableGroup, ...] = ()
     ambiguous: set[str] = set()
     for reading in READINGS:
         if not reading.differs_in(READINGS[0]) <= ambiguous:
             continue
-        trace = _trace(dense, example_inputs, reading)
+        trace = Trace(reading, RULES)
+        for scene in scenes:
+            trace.run(dense, scene)
         ambiguous |= trace.ambiguous
         groups = with_experts(groups_of(trace), expert_groups(dense, trace))
+        groups += not_followed(dense, groups, trace)
         if best and _prunable(dense, groups) <= _prunable(dense, best):
             continue  # verification can only freeze
-        groups = verify_counted(dense, example_inputs, groups, seed)
+        groups = verify_counted(dense, scenes, groups, seed)
         if not best or _prunable(dense, groups) > _prunable(dense, best):
             best = groups
     return best
-
-
-def _trace(model: nn.Module, inputs: Inputs, reading: Reading) -> Trace:
-    trace = Trace(model, reading, RULES)
-    try:
-        trace.run(model, inputs)
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} does not run on the example inputs: "
-            f"{str(error).strip().partition(chr(10))[0]}. Give one batch as the model expects it: "
-            "a tensor, a tuple for model(*inputs), or a dict for model(**inputs)."
-        ) from error
-    return trace
 
 
 def _prunable(model: nn.Module, groups: Sequence[PrunableGroup]) -> tuple[int, int]:

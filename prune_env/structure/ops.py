@@ -27,6 +27,35 @@ def source(trace: Trace, call: Call) -> Tensor | None:
     return None
 
 
+def like(trace: Trace, call: Call) -> Tensor | None:
+    """Tensors made in the sizes of another (dropout's noise) have its units, where they fit."""
+    x, shape = call.args[0], call.out.shape
+    if not trace.labelled(x) or x.ndim != len(shape):
+        return None
+    labels = trace.labels(x)
+    for dim, size in enumerate(shape):
+        if labels.shape[dim] != size:
+            if varies(labels, dim):
+                return None
+            labels = labels.narrow(dim, 0, 1)
+    return labels.expand(shape)
+
+
+def restrided(trace: Trace, call: Call) -> Tensor | None:
+    """as_strided that changes nothing but the order in memory, as pooling does to channels_last."""
+    x, out = call.args[0], call.out
+    if x.shape == out.shape and torch.equal(x, out):
+        return same(trace, call)
+    return unknown(trace, call)
+
+
+def copy(trace: Trace, call: Call) -> Tensor | None:
+    """x.copy_(y): ties them, unless x is a part of a tensor, which does not hear of it."""
+    x = call.args[0]
+    whole = x.untyped_storage().nbytes() == x.numel() * x.element_size()
+    return pointwise(trace, call) if whole else unknown(trace, call)
+
+
 def pointwise(trace: Trace, call: Call) -> Tensor | None:
     """Elementwise arithmetic ties what meets; an operand broadcast over units does not."""
     shape = call.out.shape if isinstance(call.out, Tensor) else None
@@ -273,6 +302,7 @@ def layer_norm(trace: Trace, call: Call) -> Tensor | None:
     labels = trace.labels(x)
     if any(varies(labels, x.ndim - 1 - k) for k in range(len(shape))):
         trace.book.freeze(labels, "normalised across units (LayerNorm)")
+    _affine(trace, call, labels)
     return labels
 
 
@@ -280,7 +310,17 @@ def group_norm(trace: Trace, call: Call) -> Tensor | None:
     """Statistics shared by several channels change when one of them goes."""
     labels = trace.labels(call.args[0])
     trace.book.freeze(labels, "normalised across units (GroupNorm)")
+    _affine(trace, call, labels.movedim(1, -1))
     return labels
+
+
+def _affine(trace: Trace, call: Call, labels: Tensor) -> None:
+    """Weight and bias of a norm, along the last dims, have the units of what it normalises."""
+    for name, role in (("weight", "scale"), ("bias", "shift")):
+        vector = call.argument(name)
+        if isinstance(vector, Tensor) and trace.weight(vector) is not None:
+            own = trace.labels(vector, role)  # type: ignore[arg-type]
+            trace.book.tie(labels, own.expand(labels.shape), "fixed normalisation")
 
 
 def convolution(trace: Trace, call: Call) -> Tensor | None:
@@ -314,6 +354,7 @@ def _grouped(
     if transposed:
         # Rows lie on dim 1, shared by all groups: freeze both sides, nobody asked for it yet.
         trace.book.freeze(read_C, "grouped transposed convolution")
+        trace.close(name, "grouped transposed convolution")
         return torch.zeros(groups * kernel.shape[1], dtype=torch.int64)
     rows_O = trace.rows(name, 0, kernel.shape[0])
     rows_GO = rows_O.reshape(groups, -1)
@@ -355,8 +396,7 @@ def matmul(trace: Trace, call: Call) -> Tensor | None:
     if varies(labels, 0) and not varies(labels, 1):
         # Mixes positions within each unit (MLP-Mixer). The units could pass, but then the MACs of a
         # matrix that no unit lives in would depend on them, which the cost polynomial cannot say.
-        trace.book.freeze(labels, "positions mixed within units")
-        return None
+        return trace.give_up(call, "positions mixed within units")
     if varies(labels, 0):
         trace.book.freeze(labels, "units that vary over the batch")
         labels = torch.zeros_like(labels)
@@ -478,13 +518,17 @@ def _table(rule: Rule, names: str) -> dict[str, Rule]:
 RULES: dict[str, Rule] = {
     "pointwise": pointwise,
     "unknown": unknown,
-    **_table(source, "zeros ones empty full arange rand randn scalar_tensor new_zeros new_empty "
-             "zeros_like ones_like empty_like new_ones new_full full_like lift_fresh"),
+    **_table(source, "zeros ones empty full arange rand randn scalar_tensor lift_fresh"),
+    **_table(like, "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros "
+             "new_ones new_empty new_full new_empty_strided"),
     **_table(pointwise, "hardswish hardsigmoid hardtanh mish elu celu native_dropout where "
              "_prelu_kernel clamp leaky_relu softplus threshold"),
     **_table(move, "cat stack expand unsqueeze squeeze flip roll repeat"),
     **_table(permute, "t transpose permute"),
-    **_table(same, "detach alias clone contiguous _to_copy lift"),
+    **_table(same, "detach alias clone contiguous _to_copy lift bernoulli uniform normal "
+             "exponential random"),
+    **_table(restrided, "as_strided"),
+    **_table(copy, "copy"),
     **_table(view, "view _unsafe_view reshape _reshape_alias"),
     **_table(split, "split split_with_sizes chunk"),
     **_table(slice_, "slice"),

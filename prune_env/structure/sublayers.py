@@ -20,6 +20,7 @@ from prune_env.structure.copies import copied
 from prune_env.structure.groups import Axis, PrunableGroup, Role, Span
 from prune_env.structure.inputs import Inputs, call_model
 from prune_env.structure.rewrite import places_of, tensors_of
+from prune_env.structure.scenes import Scene
 from prune_env.structure.skip import BRANCHES, OUTPUTS, first_values
 from prune_env.structure.trace import tensors_in
 from prune_env.structure.verify import Probe
@@ -59,7 +60,7 @@ def sublayer_groups(
             taken |= touched
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        probe = Probe(dense, example_inputs)
+        probe = Probe(dense, Scene(example_inputs))
         return tuple(_judged(probe, group) for group in groups.values())
 
 

@@ -1,16 +1,19 @@
-"""One forward pass that follows every unit through a network.
+"""Forward passes that follow every unit through a network.
 
 The model runs as it is under a dispatch mode; beside every tensor runs a label tensor (labels.py).
 Ops that only move data are executed on the labels themselves, so concatenation, channel shuffle,
 flatten and permute need no rules; arithmetic ties labels; convolution and matrix products end the
 labels of their input and start new ones. An op that nobody here understands freezes what enters it:
-the trace never fails on a model that runs.
+the trace never fails on a model that runs. The labels of weights outlive a pass, so what several
+scenes show (scenes.py) is joined.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -20,8 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from prune_env.structure.groups import Role
-from prune_env.structure.inputs import Inputs, call_model
 from prune_env.structure.labels import LabelBook, no_units, squash
+from prune_env.structure.scenes import Scene
 from prune_env.structure.skip import is_cache
 
 
@@ -84,41 +87,50 @@ Rule = Callable[["Trace", Call], "Tensor | None"]
 
 
 class Trace(TorchDispatchMode):
-    """Labels of every tensor of one forward pass.
+    """Labels of every tensor of a network's forward passes.
 
     After `run`, `slots` holds every place units live in and `book` their ties; `ambiguous` names
-    the kinds of `Reading` that mattered; `chosen` the labels that a top-k chose among, with its k.
+    the kinds of `Reading` that mattered; `chosen` the labels that a top-k chose among, with its k;
+    `closed` why no unit may live in a tensor, and `used` the last op on every tensor of the model.
     """
 
-    def __init__(self, model: nn.Module, reading: Reading, rules: Mapping[str, Rule]) -> None:
+    def __init__(self, reading: Reading, rules: Mapping[str, Rule]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.book = LabelBook()
         self.slots: dict[tuple[str, int | None], Slot] = {}
         self.ambiguous: set[str] = set()
         self.chosen: list[tuple[Tensor, int]] = []
+        self.closed: dict[str, str] = {}
+        self.used: dict[str, str] = {}
         self.reading = reading
         self._rules = rules
+        self._enter(nn.Module())
+
+    def _enter(self, model: nn.Module) -> None:
+        """Forget the tensors of the last pass; those of `model` have the names they had."""
         self._names = {id(t): name for name, t in model.named_buffers()}
         self._names |= {id(t): name for name, t in model.named_parameters()}
         # Integer buffers number positions; they hold no values of units.
         state = model.state_dict(keep_vars=True)
         kept = {name for name, t in state.items() if torch.is_tensor(t) and not _integral(t)}
         self._names = {key: name for key, name in self._names.items() if name in kept}
+        self._paths = {id(module): path for path, module in model.named_modules()}
         self._labels: dict[int, Tensor] = {}
         self._weights: dict[int, tuple[str, tuple[int, ...]]] = {}
-        self._closed: dict[str, str] = {}
         self._doomed: dict[int, tuple[Tensor, str]] = {}
         self._alive: list[Tensor] = []
 
-    def run(self, model: nn.Module, inputs: Inputs) -> Any:
-        """Run the model once and freeze the units that reach its outputs."""
+    def run(self, model: nn.Module, scene: Scene) -> None:
+        """Play one scene and freeze the units that reach its outputs."""
+        stage = scene.stage(model)
+        self._enter(stage)
         # Attention in its plain form: two products with a softmax in between.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), self:
-            output = call_model(model, inputs)
+        with sdpa_kernel(SDPBackend.MATH), self:
+            output = scene.play(stage)
         for tensor in tensors_in(output):
             self._use(tensor)
             self.book.freeze(self.labels(tensor), "tied to the output")
-        return output
+        self._enter(nn.Module())
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -135,6 +147,8 @@ class Trace(TorchDispatchMode):
         call = Call(plain, func, args, kwargs, out)
         for tensor in call.tensors:
             self._use(tensor)
+            if id(tensor) in self._names:
+                self.used[self._names[id(tensor)]] = plain
         try:
             labels = self._rule(call)(self, call)
         except Exception as error:  # a rule that meets the unforeseen must not stop the trace
@@ -166,19 +180,31 @@ class Trace(TorchDispatchMode):
 
     def give_up(self, call: Call, reason: str) -> Tensor | None:
         """Freeze every unit that enters `call`; what it returns belongs to no unit."""
+        reason += self._where()
         for tensor in call.tensors:
             if id(tensor) in self._labels:
                 self.book.freeze(self._labels[id(tensor)], reason)
             elif (weight := self.weight(tensor)) is not None:
-                self._close(weight[0], reason)
+                self.close(weight[0], reason)
             # In-place ops: what was known about the target is no longer true.
             if any(tensor is result for result in tensors_in(call.out)):
                 self.remember(tensor, no_units(tensor.shape))
         return None
 
-    def _close(self, name: str, reason: str) -> None:
+    def _where(self) -> str:
+        """The module whose code is running, for reasons."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            module = frame.f_locals.get("self")
+            path = self._paths.get(id(module), "")
+            if path:
+                return f" in '{path}' ({type(module).__name__})"
+            frame = frame.f_back
+        return ""
+
+    def close(self, name: str, reason: str) -> None:
         """No unit may live in tensor `name`, neither those found so far nor any found later."""
-        self._closed.setdefault(name, reason)
+        self.closed.setdefault(name, reason)
         for (tensor, _), slot in list(self.slots.items()):
             if tensor == name:
                 self.book.freeze(slot.labels, reason)
@@ -235,11 +261,11 @@ class Trace(TorchDispatchMode):
 
     def _open(self, slot: Slot) -> None:
         self.slots[slot.tensor, slot.dim] = slot
-        if slot.tensor in self._closed:
-            self.book.freeze(slot.labels, self._closed[slot.tensor])
+        if slot.tensor in self.closed:
+            self.book.freeze(slot.labels, self.closed[slot.tensor])
         others = [o for (tensor, _), o in self.slots.items() if tensor == slot.tensor]
         if any((other.dim is None) != (slot.dim is None) for other in others):
-            self._close(slot.tensor, f"'{slot.tensor}' is used in two ways")
+            self.close(slot.tensor, f"'{slot.tensor}' is used in two ways")
 
     def rows(self, name: str, dim: int, size: int) -> Tensor:
         """Labels of what the rows of a weight make, new ones at its first use; shape (S,)."""

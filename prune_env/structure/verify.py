@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from prune_env.structure.blocks import unrouted
 from prune_env.structure.groups import PrunableGroup
-from prune_env.structure.inputs import Inputs, call_model, map_tensors
+from prune_env.structure.inputs import map_tensors
 from prune_env.structure.rewrite import Kept, Layout, assign, places_of, tensors_of
+from prune_env.structure.scenes import Scene
 from prune_env.structure.trace import tensors_in
 
 TOLERANCE = 1e-6
@@ -24,7 +25,7 @@ TOLERANCE = 1e-6
 
 
 def verify(
-    model: nn.Module, inputs: Inputs, groups: Sequence[PrunableGroup], seed: int = 0
+    model: nn.Module, scenes: Sequence[Scene], groups: Sequence[PrunableGroup], seed: int = 0
 ) -> tuple[PrunableGroup, ...]:
     """Mark every live group as verified, or freeze it with what went wrong.
 
@@ -32,23 +33,28 @@ def verify(
 
     Args:
         model: the dense network in eval mode; it is copied.
-        inputs: example inputs.
+        scenes: ways to run it, a plain one first.
         groups: groups of this model; frozen ones pass through.
         seed: of the random weights, inputs and keep sets.
     """
     live = [group for group in groups if not group.frozen]
+    faults: dict[str, str] = {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        probe = Probe(model, inputs)
-        faults = {} if not probe.fault(live) else _find_faults(probe, live)
+        probe = Probe(model, scenes[0])
+        for scene in scenes:
+            probe, trials = probe.at(scene), 1 if scene.name else 2
+            left = [group for group in live if group.name not in faults]
+            if probe.fault(left, trials):
+                faults |= _find_faults(probe, left, trials)
     return tuple(_judged(group, faults) for group in groups)
 
 
-def _find_faults(probe: Probe, groups: Sequence[PrunableGroup]) -> dict[str, str]:
+def _find_faults(probe: Probe, groups: Sequence[PrunableGroup], trials: int) -> dict[str, str]:
     accepted: list[PrunableGroup] = []
     faults: dict[str, str] = {}
     for group in groups:
-        fault = probe.fault([*accepted, group])
+        fault = probe.fault([*accepted, group], trials)
         if fault:
             faults[group.name] = fault
         else:
@@ -68,39 +74,64 @@ class Probe:
 
     Args:
         model: the dense network in eval mode; it is copied.
-        inputs: example inputs.
+        scene: a plain way to run it.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+    def __init__(self, model: nn.Module, scene: Scene) -> None:
         self.model = copy.deepcopy(model).double()
-        self.inputs = map_tensors(_double, inputs)
-        self.tolerance = TOLERANCE
+        self.tolerance, self._cast = TOLERANCE, _double
         try:
-            with torch.no_grad():
-                call_model(self.model, self.inputs)
+            _played(self._cast_of(scene), self.model)
         except Exception:  # code that fixes float32: check in float32 instead
-            self.model, self.inputs = copy.deepcopy(model), inputs
-            self.tolerance = 1e-3
+            self.model = copy.deepcopy(model)
+            self.tolerance, self._cast = 1e-3, _same
         self.places = places_of(self.model)
         _disturb(self.model)
+        self.scene = self._cast_of(scene)
+
+    def at(self, scene: Scene) -> Probe:
+        """The same copy in another scene."""
+        other = copy.copy(self)
+        other.scene = self._cast_of(scene)
+        return other
+
+    def _cast_of(self, scene: Scene) -> Scene:
+        return replace(scene, inputs=map_tensors(self._cast, scene.inputs))
 
     def fault(self, groups: Sequence[PrunableGroup], trials: int = 2) -> str:
-        """What goes wrong when all `groups` are cut at random; empty when nothing does."""
+        """What goes wrong when all `groups` are cut at random; empty when nothing does.
+
+        In scenes other than plain ones only that the cut network runs counts, where random numbers
+        were drawn or values are not finite, and nothing where this copy does not run.
+        """
         layout = Layout(groups)
         tensors = tensors_of(self.model)
         for _ in range(trials if groups else 0):
             kept = {group.name: _random_units(group) for group in groups}
-            masked = self._run(layout.mask(tensors, kept), {}, layout, kept)
+            drawn = torch.random.get_rng_state()
+            try:
+                masked = self._run(layout.mask(tensors, kept), {}, layout, kept)
+            except Exception:
+                if self.scene.name:
+                    return ""
+                raise
+            drawn_none = torch.equal(drawn, torch.random.get_rng_state())
             try:
                 shrunk = layout.shrink(tensors, kept)
                 compact = self._run(shrunk, layout.sizes(kept), layout)
             except Exception as error:  # whatever the user's forward raises on new widths
                 first = str(error).strip().partition("\n")[0]
-                return f"compact network fails: {first[:90]}"
+                return f"compact network fails{self._when}: {first[:90]}"
+            if self.scene.name and not (drawn_none and _finite(masked)):
+                continue
             difference = _difference(masked, compact)
             if not difference <= self.tolerance:
-                return f"masked and compact differ by {difference:.0e}"
+                return f"masked and compact differ by {difference:.0e}{self._when}"
         return ""
+
+    @property
+    def _when(self) -> str:
+        return f" {self.scene.name}" if self.scene.name else ""
 
     def _run(
         self,
@@ -115,15 +146,29 @@ class Probe:
         assign(self.model, tensors, sizes, self.places)
         try:
             groups = tuple(layout.groups.values())
-            with torch.no_grad(), unrouted(self.model, groups, masked or {}):
-                found = tensors_in(call_model(self.model, self.inputs))
+            stage = self.scene.stage(self.model)
+            with unrouted(stage, groups, masked or {}):
+                return _played(self.scene, stage)
         finally:
             assign(self.model, dense, whole, self.places)
-        return [tensor for tensor in found if tensor.is_floating_point()]
+
+
+def _played(scene: Scene, stage: nn.Module) -> list[Tensor]:
+    """What a scene returns in floating point."""
+    found = tensors_in(scene.play(stage))
+    return [tensor for tensor in found if tensor.is_floating_point()]
 
 
 def _double(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _finite(tensors: Sequence[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _disturb(model: nn.Module) -> None:
