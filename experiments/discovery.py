@@ -119,7 +119,7 @@ def _figures(groups: tuple[PrunableGroup, ...], costs: CostModel, seconds: float
         "prunable_share": round(prunable_share(costs), 4),
         "macs": float(costs.dense[0]),
         "seconds": round(seconds, 3),
-        "frozen": dict(Counter(group.frozen for group in groups if group.frozen)),
+        "frozen": dict(Counter(g.frozen.partition(" in '")[0] for g in groups if g.frozen)),
     }
 
 

@@ -4,6 +4,7 @@
 3. masks nest, cost is monotone             4. cost(plan) == what PyTorch counts on compact(plan)
 5. measure(apply(plan, model, data)) == info, through JSON, save and load
 6. zeros(tuned) >= zeros(untuned), at every step
+7. discovery sees what the task sees; every parameter is in a group
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from toys import (
     NAMES,
+    channels_last,
     close,
     counted_macs,
     counted_size,
@@ -31,6 +33,7 @@ from toys import (
     plans,
     snapshot,
     toy,
+    unaccounted,
 )
 from tuned import OPTIMISERS, THIN, cut, thinned, tuned_under_watch
 from zoo import NASTY
@@ -40,6 +43,7 @@ from prune_env.measure.costs import CostModel
 from prune_env.structure import patterns
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import Axis, PrunableGroup, Span, Table, expand, pool
+from prune_env.structure.inputs import Inputs, map_tensors
 from prune_env.structure.patterns import Pattern, TopK
 from prune_env.structure.rewrite import Layout, tensors_of
 from prune_env.structure.scenes import Scene
@@ -464,3 +468,32 @@ def test_what_a_plan_removed_from_a_nasty_network_stays_removed(name: str) -> No
     make, inputs = NASTY[name]
     torch.manual_seed(0)
     tuned_under_watch(thinned(make(), "unstructured"), inputs(), OPTIMISERS["sgd"])
+
+
+# ---- 7: discovery sees what the task sees
+
+
+def sees_the_same(
+    model: nn.Module, inputs: Inputs, groups: tuple[PrunableGroup, ...], *more: Inputs
+) -> None:
+    """The same groups for the other order in memory, train mode and further batches."""
+    other = channels_last(model).train(not model.training)
+    assert find_groups(other, channels_last(inputs), more_inputs=more) == groups
+    assert not unaccounted(model, groups)
+    assert all(group.verified or group.frozen for group in groups)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_discovery_sees_what_the_task_sees(name: str) -> None:
+    batches = (toy_inputs(name), toy_inputs(name, batch=3), toy_inputs(name))
+    sees_the_same(toy_model(name), batches[0], toy(name).groups, *batches[1:])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted(NASTY))
+def test_discovery_of_hard_networks_sees_what_the_task_sees(name: str) -> None:
+    torch.manual_seed(0)
+    factory, inputs_of = NASTY[name]
+    model, inputs = factory().eval(), inputs_of()
+    turned = map_tensors(lambda t: t.flip(0), inputs)
+    sees_the_same(model, inputs, find_groups(model, inputs), turned)

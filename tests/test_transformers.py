@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import Toy, close, counted_macs, counted_size, outputs
+from toys import Toy, channels_last, close, counted_macs, counted_size, outputs, unaccounted
 from tuned import OPTIMISERS, thinned, tuned_under_watch
 
 from prune_env.measure.costs import CostModel
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup
+from prune_env.structure.inputs import map_tensors
 from prune_env.structure.multihead import free_widths
 from prune_env.structure.sublayers import sublayer_groups
 from prune_env.surgery.apply import Candidates, compact, masked
@@ -185,6 +186,24 @@ def test_heads_and_neurons_are_found_and_verified(name: str) -> None:
     live = case(name).live
     assert [group.units for group in live] == FOUND[name]
     assert all(group.verified for group in live)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_is_in_a_group(name: str) -> None:
+    assert not unaccounted(case(name).model, case(name).groups)
+
+
+QUICK = ("mistral", "bert", "vit")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in NAMES]
+)
+def test_order_in_memory_mode_and_batches_do_not_matter(name: str) -> None:
+    model, inputs = case(name).model, case(name).inputs
+    more = [map_tensors(lambda t: t.flip(0), inputs)]
+    model, inputs = channels_last(model).train(), channels_last(inputs)
+    assert find_groups(model, inputs, more_inputs=more) == case(name).groups
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -20,6 +22,7 @@ from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import Inputs, call_model, map_tensors
 from prune_env.structure.options import constrain
+from prune_env.structure.rewrite import tensors_of
 from prune_env.structure.trace import tensors_in
 from prune_env.surgery.criteria import score_units
 from prune_env.surgery.plan import PruningPlan
@@ -104,6 +107,24 @@ def counted_size(model: nn.Module) -> tuple[int, int]:
     stored = model.state_dict(keep_vars=True).values()
     tensors = {id(t): t for t in stored if isinstance(t, Tensor)}
     return parameters, sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def channels_last(value: Any) -> Any:
+    """Inputs, or a copy of a model, with images in the other order in memory."""
+    if isinstance(value, nn.Module):
+        model = copy.deepcopy(value)
+        for tensor in tensors_of(model).values():
+            tensor.data = channels_last(tensor.data)
+        return model
+    last = torch.channels_last
+    return map_tensors(lambda t: t.contiguous(memory_format=last) if t.ndim == 4 else t, value)
+
+
+def unaccounted(model: nn.Module, groups: Sequence[PrunableGroup]) -> set[str]:
+    """Parameters that live in no group, frozen or not."""
+    tensors = tensors_of(model)
+    held = {id(tensors[a.tensor]) for g in groups for a in g.axes if a.tensor in tensors}
+    return {name for name, parameter in model.named_parameters() if id(parameter) not in held}
 
 
 # ---- tasks

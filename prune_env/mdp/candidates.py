@@ -31,9 +31,9 @@ from prune_env.measure.evaluators import ClassifierEvaluator, Evaluator, Hopeles
 from prune_env.measure.fingerprint import DIGEST, Identity, fingerprint, identity_of
 from prune_env.measure.gradients import loss_gradients
 from prune_env.measure.inference import Inference, fitting_batch
+from prune_env.structure.blame import naming_layer
 from prune_env.structure.copies import copied
 from prune_env.structure.groups import PrunableGroup
-from prune_env.structure.inputs import Inputs, map_tensors
 from prune_env.structure.options import PerGroup, constrain
 from prune_env.structure.rewrite import tensors_of
 from prune_env.surgery.apply import Candidates
@@ -219,9 +219,10 @@ class CandidateEvaluator:
         hopeless: Hopeless | None,
         stages: Sequence[int] | None = None,
     ) -> Metrics:
-        model = self.candidate(kept)
-        start = time.perf_counter()
-        metrics = self.measure(model, hopeless, stages)
+        with naming_layer():
+            model = self.candidate(kept)
+            start = time.perf_counter()
+            metrics = self.measure(model, hopeless, stages)
         self.clock.measure += time.perf_counter() - start
         self.clock.calls += 1
         return metrics
@@ -257,9 +258,9 @@ def prepare(
             raise ConfigError(f"a stage of {stage} samples measures nothing; give at least 1.")
     measure = ClassifierEvaluator.of(dense, rewarding, stages=sorted(options.stages))
     inference = Inference.of(dense, rewarding[0].inputs, options.precision)
-    example = _example(calibration[0])
+    example, *more = (first_samples(batch, 2).inputs for batch in calibration)
     if groups is None:
-        groups = groups_of(options.units, dense, example, seed=options.seed)
+        groups = groups_of(options.units, dense, example, more_inputs=more, seed=options.seed)
     bounded = _constrained(groups, options)
     live = tuple(group for group in bounded if not group.frozen)
     frozen = tuple(group for group in bounded if group.frozen)
@@ -311,17 +312,6 @@ def _made_of(dense: nn.Module, options: TaskOptions) -> Identity:
         threads=f"{torch.get_num_threads()} on {device}",
         torch=torch.__version__.partition("+")[0],
     )
-
-
-def _example(batch: Batch) -> Inputs:
-    """Two samples; tensors without the batch dimension stay whole."""
-    size = len(batch)
-
-    def cut(tensor: Tensor) -> Tensor:
-        return tensor[:2] if tensor.ndim and tensor.shape[0] == size else tensor
-
-    inputs: Inputs = map_tensors(cut, batch.inputs)
-    return inputs
 
 
 def _constrained(

@@ -13,11 +13,11 @@ from prune_env.structure.trace import Trace
 NOT_FOLLOWED = "not followed: "
 """How the reason of a group begins that holds what is in no other."""
 
-UNREACHED = "no example runs it, in eval or train mode"
+UNREACHED = "no example reaches, in eval or train mode, what is"
 SINGLE = "a single value, for all units alike,"
 COMPUTED = "weights computed on the fly"
 CURES = {
-    UNREACHED: "give an example that does, or remove it; what it reads may become narrower",
+    UNREACHED: "give an example that does, or remove it; what it would read may become narrower",
     COMPUTED: "make them plain first, as torch.nn.utils.parametrize.remove_parametrizations does",
     "unknown op": "it stays as it is, and so does what it reads; the layers beside it can go",
 }
@@ -57,7 +57,8 @@ def not_followed(
         taken.add(name)
         kind = type(model.get_submodule(path)).__name__
         cure = next((cure for start, cure in CURES.items() if reason.startswith(start)), "")
-        text = reason if " in '" in reason else f"{reason} in '{path}' ({kind})"
+        place = f"in '{path}' ({kind})" if path else f"in {kind}"
+        text = reason if " in '" in reason else f"{reason} {place}"
         frozen = f"{NOT_FOLLOWED}{text}{f'; {cure}' * bool(cure)}"
         found.append(PrunableGroup(name, (1,), _axes(names, tensors), frozen=frozen))
     return tuple(found)

@@ -120,7 +120,8 @@ def _watched(model: nn.Module, scene: Scene) -> _Watch:
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} does not run on the example inputs: "
-            f"{str(error).strip().partition(chr(10))[0]}. Give one batch as the model expects it: "
+            f"{str(error).strip().partition(chr(10))[0]}. "
+            "Give one batch as the model expects it: "
             "a tensor, a tuple for model(*inputs), or a dict for model(**inputs)."
         ) from error
     return watch

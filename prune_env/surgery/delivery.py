@@ -14,6 +14,7 @@ from prune_env.errors import ConfigError, ModelError
 from prune_env.measure.batches import Batch, channels_last, first_samples, take_batches
 from prune_env.measure.fingerprint import digest, fingerprint
 from prune_env.measure.inference import fitting_batch
+from prune_env.structure.blame import naming_layer
 from prune_env.structure.copies import copied
 from prune_env.structure.inputs import call_model
 from prune_env.structure.rewrite import tensors_of
@@ -97,7 +98,8 @@ def repaired(
     orders = {group.name: _order(plan.kept[group.name], group.cells) for group in plan.groups}
     ladders = ladders_of(dense, batches, plan.groups, orders, seed=seed)
     small = cut(dense, plan, repair.overlay(ladders, plan.levels)).eval()
-    repair.finish(small, batches)
+    with naming_layer():
+        repair.finish(small, batches)
     return small
 
 

@@ -17,25 +17,28 @@ from prune_env.structure.inputs import Inputs
 from prune_env.structure.sublayers import sublayer_groups
 from prune_env.structure.weights import weight_groups
 
-Find = Callable[[nn.Module, Inputs, int], Sequence[PrunableGroup]]
-"""Groups of a network, found with an example input and a seed."""
+Batches = Sequence[Inputs]
+Find = Callable[[nn.Module, Batches, int], Sequence[PrunableGroup]]
+"""Groups of a network, found with example batches and a seed."""
 
 
-def _structured(model: nn.Module, inputs: Inputs, seed: int) -> Sequence[PrunableGroup]:
+def _structured(model: nn.Module, batches: Batches, seed: int) -> Sequence[PrunableGroup]:
+    first, *more = batches
     if not sparse_modules(model):
-        return find_groups(model, inputs, seed=seed)
-    return follow_heads(model, find_groups(with_full_attention(model), inputs, seed=seed))
+        return find_groups(model, first, more_inputs=more, seed=seed)
+    full = with_full_attention(model)
+    return follow_heads(model, find_groups(full, first, more_inputs=more, seed=seed))
 
 
-def _sublayers(model: nn.Module, inputs: Inputs, seed: int) -> Sequence[PrunableGroup]:
-    return sublayer_groups(model, inputs)
+def _sublayers(model: nn.Module, batches: Batches, seed: int) -> Sequence[PrunableGroup]:
+    return sublayer_groups(model, batches[0])
 
 
-def _density(model: nn.Module, inputs: Inputs, seed: int) -> Sequence[PrunableGroup]:
+def _density(model: nn.Module, batches: Batches, seed: int) -> Sequence[PrunableGroup]:
     return density_groups(model)
 
 
-def _weights(kind: str, model: nn.Module, inputs: Inputs, seed: int) -> Sequence[PrunableGroup]:
+def _weights(kind: str, model: nn.Module, batches: Batches, seed: int) -> Sequence[PrunableGroup]:
     return weight_groups(model, kind)
 
 
@@ -48,7 +51,12 @@ UNITS: dict[str, Find] = {
 
 
 def groups_of(
-    kinds: str, model: nn.Module, inputs: Inputs, *, seed: int = 0
+    kinds: str,
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    more_inputs: Sequence[Inputs] = (),
+    seed: int = 0,
 ) -> tuple[PrunableGroup, ...]:
     """The groups of one or several kinds of unit.
 
@@ -60,6 +68,7 @@ def groups_of(
             no time and no memory (`CostModel.effective`). Density saves MACs, and no parameters.
         model: the dense network; not changed.
         inputs: an example batch.
+        more_inputs: further batches, see `find_groups`.
         seed: of the verification.
 
     Raises:
@@ -70,7 +79,7 @@ def groups_of(
     found: list[PrunableGroup] = []
     for kind in kinds.split("+"):
         find = UNITS.get(kind.strip(), partial(_weights, kind.strip()))
-        found += find(model, inputs, seed)
+        found += find(model, (inputs, *more_inputs), seed)
     names = [group.name for group in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
