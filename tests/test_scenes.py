@@ -167,7 +167,7 @@ def test_what_nothing_reaches_is_listed_with_the_cure_and_its_error_names_it() -
         small(image())
     data = [(image(), torch.tensor([0, 1]))]
     with pytest.raises(ModelError, match=where):
-        finetune(small, data, data, FinetuneSettings(epochs=1))
+        finetune(small, data, data, settings=FinetuneSettings(epochs=1))
 
 
 def test_a_sample_that_runs_what_calibration_did_not_names_the_layer() -> None:

@@ -87,7 +87,8 @@ def logits_for(model: nn.Module, batch: Batch, place: Place) -> tuple[Tensor, Te
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ModelError(
             f"{type(model).__name__} cannot run a batch of shape {_shapes(batch.inputs)} "
-            f"({place}): {error} {place_of(error)}. Does the loader give what the model takes? {CURE}."
+            f"({place}): {error} {place_of(error)}. Does the loader give what the model takes? "
+            f"{CURE}."
         ) from error
     logits, targets = logits_of(output), batch.targets
     if logits.ndim < 2 or logits.shape[:-1] != targets.shape:
