@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -207,7 +207,7 @@ def _erase(pairs: list[tuple[nn.Parameter, Tensor]]) -> None:
             parameter.masked_fill_(removed.to(parameter.device), 0)  # moved: the model may have
 
 
-def _without(removed: Tensor) -> Any:
+def _without(removed: Tensor) -> Callable[[Tensor], None]:
     def hook(parameter: Tensor) -> None:
         if parameter.grad is not None and not parameter.grad.is_sparse:
             parameter.grad.masked_fill_(removed.to(parameter.device), 0)
