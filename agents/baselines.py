@@ -22,4 +22,5 @@ def random(ledger: Ledger, seed: int) -> None:
     while True:
         spread = 10.0 ** generator.uniform(-1.6, 0.0)
         offsets = spread * generator.uniform(-1.0, 1.0, task.length)
-        ledger.measure(task.decode((task.uniform_sparsity + offsets).tolist()))
+        asked = np.clip(task.uniform_sparsity + offsets, 0.0, 1.0)
+        ledger.measure(task.decode(asked.tolist()))

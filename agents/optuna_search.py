@@ -63,7 +63,8 @@ def _optimise(ledger: Ledger, sampler: optuna.samplers.BaseSampler) -> None:
         while True:  # the ledger ends the search when it is spent
             trial = study.ask(space)
             offsets = [trial.params[name] for name in names]
-            kept = task.decode([center + room * offset for offset in offsets])
+            asked = [min(max(center + room * offset, 0.0), 1.0) for offset in offsets]
+            kept = task.decode(asked)
             study.tell(trial, -ledger.measure(kept).reward)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import io
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -15,6 +18,12 @@ from torch import Tensor
 from prune_env.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
+
+UNREADABLE = (
+    OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+)  # fmt: skip
+"""What numpy runs into on damaged files: it parses headers, and believes the sizes in them."""
 
 
 class ImageSet(NamedTuple):

@@ -41,10 +41,18 @@ def read_parquet(path: Path) -> RawSplits:
 
 
 def _schema(file: Path) -> Any:
-    parquet, arrow = import_extra("pyarrow.parquet"), import_extra("pyarrow")
+    parquet = import_extra("pyarrow.parquet")
     try:
         return parquet.read_schema(file)
-    except (OSError, arrow.ArrowException) as error:
+    except Exception as error:  # as above
+        raise DataError(f"cannot read '{file}' as parquet: {error}") from error
+
+
+def _table(file: Path, columns: list[str]) -> Any:
+    parquet = import_extra("pyarrow.parquet")
+    try:
+        return parquet.read_table(file, columns=columns)
+    except Exception as error:  # the library lets through whatever damaged pages run into
         raise DataError(f"cannot read '{file}' as parquet: {error}") from error
 
 
@@ -77,7 +85,7 @@ def _decode_parquet(files: list[Path]) -> ImageSet:
     labels: list[Any] = []
     for file in files:
         image, label = _columns(file)
-        table = import_extra("pyarrow.parquet").read_table(file, columns=[image, label])
+        table = _table(file, [image, label])
         for row, value in enumerate(table[image].to_pylist()):
             data = value["bytes"] if isinstance(value, dict) else value
             if data is None:

@@ -5,7 +5,6 @@ Legend: N rows, T tokens of a row, B rows of a batch.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from experiments.images import UNREADABLE
 from prune_env.errors import DataError
 from prune_env.recovery.epoch import IGNORED
 
@@ -108,7 +108,7 @@ def read_tokens(path: str | Path, *, length: int = LENGTH) -> dict[str, Tensor]:
         )
     try:
         arrays = READERS[path.suffix](path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise DataError(f"cannot read token ids from '{path}': {error}.") from error
     return {name: _rows(array, length, f"'{name}' in '{path}'") for name, array in arrays.items()}
 

@@ -38,8 +38,8 @@ def variants() -> dict[str, Variant]:
     """What can be removed from an agent. Add a part here."""
     from agents.account import PRACTICE
     from agents.lanes import HELP, absolute, at_the_end
+    from prune_env.mdp.leftover import leave
     from prune_env.mdp.rewards import accuracy
-    from prune_env.mdp.task import leave
 
     unpaid, worth = replace(HELP, credit=at_the_end), replace(HELP, standing=absolute)
     return {

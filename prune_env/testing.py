@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from prune_env.mdp.candidates import TaskOptions
 from prune_env.mdp.ledger import Ledger
-from prune_env.mdp.task import PruningTask, leftover_named
+from prune_env.mdp.leftover import leftover_named
+from prune_env.mdp.task import PruningTask
 from prune_env.measure.costs import CostBuilder, CostModel
 from prune_env.measure.evaluators import Metrics
 from prune_env.structure.groups import Axis, PrunableGroup, Span

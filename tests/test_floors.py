@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    "prune_env.errors": -1, "prune_env.storage": 0, "prune_env.records": 0.5, "prune_env.locks": 0,
-    "prune_env.structure": 1, "prune_env.attention": 1.5,
+    "prune_env.errors": -1, "prune_env.storage": 0, "prune_env.locks": 0, "prune_env.checks": 0,
+    "prune_env.records": 0.5, "prune_env.structure": 1, "prune_env.attention": 1.5,
     "prune_env.measure": 2, "prune_env.surgery": 3, "prune_env.recovery": 3.5, "prune_env.mdp": 4,
     "prune_env.deploy": 4, "prune_env.tasks": 5, "prune_env.testing": 5, "agents": 6,
     "experiments": 7,

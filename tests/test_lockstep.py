@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from toys import asked_of, reachable, tasks
 
 from prune_env.errors import BudgetError, PruneEnvError
+from prune_env.mdp.leftover import LEFTOVERS
 from prune_env.mdp.lockstep import Lockstep, plans_beside
 from prune_env.mdp.path import greedy_path
 from prune_env.mdp.rules import as_kept
-from prune_env.mdp.task import LEFTOVERS, PruningTask, State
+from prune_env.mdp.task import PruningTask, State
 from prune_env.testing import toy_task
 
 
@@ -44,7 +45,7 @@ def test_lanes_are_episodes(data: st.DataObject) -> None:
         prior = [one.prior(state) for one, state in zip(own, states, strict=True)]
         assert lanes.prior_N.tolist() == prior
         lanes.advance(asked_NG[:, number])
-        pairs = zip(own, states, asked_NG[:, number], strict=True)
+        pairs = zip(own, states, asked_NG[:, number].clip(0.0, 1.0), strict=True)
         states = [one.advance(state, sparsity) for one, state, sparsity in pairs]
     assert lanes.finished
     check(lanes, own, states)

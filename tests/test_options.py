@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import toy
+from toys import NAMES, toy
 
 from prune_env.errors import GroupError
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.options import constrain, layers_of
+from prune_env.structure.rewrite import tensors_of
+from prune_env.surgery.apply import compact
+from prune_env.surgery.plan import PruningPlan
 
 
 def group(units: int = 10, name: str = "g") -> PrunableGroup:
@@ -27,11 +30,13 @@ def test_ignored_layers_are_frozen_with_the_pattern(ignore: object) -> None:
     assert found["stem.0"].startswith("ignored by 'stem")
 
 
-def test_a_group_is_ignored_by_any_layer_that_makes_its_units() -> None:
-    """a2 adds to the stream that stem.0 names."""
+def test_a_group_is_ignored_by_any_layer_that_makes_or_reads_its_units() -> None:
+    """a2 adds to the stream that stem.0 names, and reads what a1.0 makes."""
     groups = toy("residual").groups
     assert layers_of(groups[0]) == ("stem.0", "a2")
-    assert frozen(constrain(groups, ignore=["a2"])) == {"stem.0": "ignored by 'a2'"}
+    assert frozen(constrain(groups, ignore=["a2"])) == dict.fromkeys(
+        ("stem.0", "a1.0"), "ignored by 'a2'"
+    )
     assert len(frozen(constrain(groups, ignore=["*"]))) == 4
 
 
@@ -42,7 +47,9 @@ def test_no_wish_changes_nothing() -> None:
 @pytest.mark.parametrize("wish", ["ignore", "min_sparsity", "max_sparsity", "multiple_of"])
 def test_a_pattern_that_matches_nothing_names_the_nearest(wish: str) -> None:
     value = ["stm.0"] if wish == "ignore" else {"stm.0": 1}
-    with pytest.raises(GroupError, match=r"'stm.0' matches none of the 7 layers.*Nearest: stem.0"):
+    with pytest.raises(
+        GroupError, match=r"'stm.0' matches none of the \d+ layers.*Nearest: stem.0"
+    ):
         constrain(toy("residual").groups, **{wish: value})  # type: ignore[arg-type]
 
 
@@ -104,3 +111,16 @@ def test_bounds_out_of_range_are_refused(wish: dict[str, float], message: str) -
 def test_frozen_groups_keep_their_first_reason() -> None:
     (kept,) = constrain([PrunableGroup("g", (4,), (), frozen="why")], ignore=["g"], multiple_of=64)
     assert kept.frozen == "why"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_ignored_layer_keeps_its_shape(name: str) -> None:
+    """Whatever else is cut to the bone: its own tensors stay as they are."""
+    model, groups = toy(name).model, toy(name).groups
+    layers = {n.rpartition(".")[0] for g in groups for n in (a.tensor for a in g.axes)}
+    for layer in sorted(layers):
+        live = [g for g in constrain(groups, ignore=[layer]) if not g.frozen]
+        small = compact(model, PruningPlan.uniform(model, live, 0.9))
+        whole, cut = tensors_of(model), tensors_of(small)
+        own = [n for n in whole if n.rpartition(".")[0] == layer]
+        assert all(whole[n].shape == cut[n].shape for n in own)

@@ -23,6 +23,7 @@ from prune_env.errors import (
     ModelError,
     PlanError,
 )
+from prune_env.mdp.candidates import CandidateEvaluator
 from prune_env.mdp.rewards import REWARDS, Outcome, reward_named
 from prune_env.mdp.task import FEATURES, PruningTask, State
 from prune_env.measure.batches import Batch, channels_last
@@ -69,8 +70,7 @@ def test_every_walk_meets_the_budget_and_wastes_none(data: st.DataObject) -> Non
 @settings(max_examples=100)
 def test_every_decode_meets_the_budget_and_wastes_none(data: st.DataObject) -> None:
     task = data.draw(tasks())
-    asked = [x * 3 - 1 for x in data.draw(asked_of(task))]  # also outside [0, 1]
-    assert is_tight(task, task.decode(asked))
+    assert is_tight(task, task.decode(data.draw(asked_of(task))))
 
 
 @given(data=st.data())
@@ -308,13 +308,14 @@ def test_criteria_that_need_gradients_get_them() -> None:
     ("change", "error", "message"),
     [
         ({"budgt": 0.5}, ConfigError, "no task option 'budgt'; did you mean 'budget'"),
+        ({"pruning_ratio": 0.5}, ConfigError, "here it is budget, or max_sparsity by layer"),
         ({"criterion": "l3"}, ConfigError, "no criterion 'l3'"),
         ({"reward": "x"}, ConfigError, "no reward 'x'"),
         ({"repair": "x"}, ConfigError, "no repair 'x'"),
         ({"ignore": ["nowhere.*"]}, GroupError, "matches none"),
         ({"ignore": ["*"]}, BudgetError, "no prunable group"),
         ({"budget": 0.01}, BudgetError, "cannot be reached"),
-        ({"batch_size": -1}, DataError, "batch_size is -1"),
+        ({"batch_size": -1}, ConfigError, "batch_size is -1"),
     ],
 )
 def test_options_that_cannot_be_are_refused(
@@ -383,7 +384,7 @@ def test_a_measured_plan_is_repaired_on_few_samples_a_kept_one_on_all(
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"stages": (0,)}, "a stage of 0 samples"), ({"precision": "half"}, "precision is 'half'")],
+    [({"stages": (0,)}, r"stages\[0\] is 0"), ({"precision": "half"}, "precision is 'half'")],
 )
 def test_bad_measurement_options_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
@@ -394,3 +395,93 @@ def test_a_loader_that_is_too_short_is_said_once(caplog: pytest.LogCaptureFixtur
     PruningTask.from_model(toy_model("residual"), loader("residual", 4), **OPTIONS)
     (record,) = caplog.records
     assert "the loader has 16 samples, 24 were asked for" in record.getMessage()
+
+
+def counts_of(task: PruningTask) -> tuple[int, int]:
+    """Samples for calibration and for the reward; none is in both."""
+    evaluate = task.evaluate
+    assert isinstance(evaluate, CandidateEvaluator)
+    assert isinstance(evaluate.measure, ClassifierEvaluator)
+    parts = [
+        {tuple(x.flatten().tolist()) for batch in batches for x in batch.inputs}  # type: ignore[union-attr]
+        for batches in (evaluate.calibration, evaluate.measure.batches)
+    ]
+    assert not parts[0] & parts[1]
+    return len(parts[0]), len(parts[1])
+
+
+@pytest.mark.parametrize("batch_size", [0, 3])
+@pytest.mark.parametrize(
+    ("batches", "asked", "found"),
+    [(9, (10, 17), (10, 17)), (9, (12, 24), (12, 24)), (3, (10, 20), (4, 8)), (1, (1, 99), (1, 3))],
+)
+def test_samples_are_as_many_as_asked_and_used_once(
+    batches: int, asked: tuple[int, int], found: tuple[int, int], batch_size: int
+) -> None:
+    """Batches of 4 are cut at the sample; a loader that is too short is shared out."""
+    data = [(torch.randn(4, 3, 8, 8), torch.arange(4)) for _ in range(batches)]
+    options = {"calibration_samples": asked[0], "reward_samples": asked[1]}
+    task = PruningTask.from_model(
+        toy_model("residual"), data, repair_samples=4, batch_size=batch_size, **options
+    )
+    assert counts_of(task) == found
+
+
+def test_one_sample_cannot_serve_both() -> None:
+    with pytest.raises(DataError, match="one sample"):
+        PruningTask.from_model(toy_model("residual"), [(torch.randn(1, 3, 8, 8), torch.arange(1))])
+
+
+NO_NUMBERS: list[Any] = [
+    None, "0.5", 0.5, math.nan, [], [0.5], [0.5] * 5, [None] * 4, ["0.5"] * 4, [math.nan] * 4,
+    [math.inf] * 4, [-1.5] * 4, [1e9] * 4, [[0.5] * 4], {1: 2}, [True] * 4, [0.5, [1], 0, 0],
+]  # fmt: skip
+NO_LEVELS: list[Any] = [*NO_NUMBERS, [-1] * 4, [21] * 4, [10**9] * 4, [10.0] * 4, [2**70] * 4]
+
+
+@pytest.mark.parametrize("door", ["decode", "beside"])
+@pytest.mark.parametrize("number", range(len(NO_NUMBERS)))
+def test_what_are_no_sparsities_are_refused(door: str, number: int) -> None:
+    with pytest.raises(PlanError, match=r"sparsities|offsets"):
+        getattr(toy_task(budget=0.6), door)(NO_NUMBERS[number])
+
+
+@pytest.mark.parametrize("number", range(len(NO_LEVELS)))
+def test_what_are_no_levels_are_refused_at_every_door(number: int) -> None:
+    task, wrong = toy_task(budget=0.6), NO_LEVELS[number]
+    doors = [task.plan, task.within_budget, task.outcome, task.probe]
+    asked = [0.0] * 4
+    for door in (
+        *doors,
+        lambda kept: task.fill(kept, asked),
+        lambda kept: task.finish(kept, asked),
+    ):
+        with pytest.raises(PlanError):
+            door(wrong)
+    with pytest.raises(PlanError):
+        task.fill(task.decode(asked), NO_NUMBERS[number % len(NO_NUMBERS)])
+
+
+@pytest.mark.parametrize("wrong", [None, "0.5", math.nan, -0.1, 1.1, 1e9, True, [0.5]])
+def test_a_step_takes_a_sparsity(wrong: Any) -> None:
+    task = toy_task(budget=0.6)
+    for door in (task.advance, task.project):
+        with pytest.raises(PlanError, match="sparsity"):
+            door(State(), wrong)
+    with pytest.raises(PlanError, match="share"):
+        task.glimpse(task.decode([0.0] * 4), wrong)
+    if wrong != -0.1:
+        with pytest.raises(BudgetError, match="budget is"):
+            task.at(wrong)
+
+
+def test_states_of_another_task_and_finished_ones_are_refused() -> None:
+    task = toy_task(budget=0.6)
+    finished = walk(task, [0.5] * 4)
+    for state in (finished, State((5,) * 5), State((99,)), State((0.5,))):  # type: ignore[arg-type]
+        for door in (task.complete, task.prior, lambda state: task.advance(state, 0.5)):
+            with pytest.raises(PlanError):
+                door(state)
+    with pytest.raises(PlanError):
+        task.observe(State((99,)))
+    task.observe(finished)

@@ -160,7 +160,7 @@ def test_rendering_gives_a_picture_for_each() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(ConfigError, match="0 episodes decide nothing"):
+    with pytest.raises(ConfigError, match="num_envs is 0; give a whole number, 1 or more"):
         LockstepVectorEnv(toy_task(), 0)
     with pytest.raises(BudgetError, match="cannot be reached"):
         LockstepVectorEnv(toy_task(), 2, budgets=(1e-6, 0.5))

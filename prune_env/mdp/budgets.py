@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from prune_env.checks import is_number, refuse
 from prune_env.errors import ConfigError
 from prune_env.mdp.task import PruningTask
 
@@ -31,17 +33,17 @@ class Budgets:
         if given is None:
             return Budgets(task.budget, task.budget)
         try:
-            low, high = (float(end) for end in given)
+            low, high = given
         except (TypeError, ValueError):
             low, high = math.nan, math.nan
-        if not low <= high:
+        if not (is_number(low) and is_number(high) and low <= high):
             raise ConfigError(
                 f"budgets are {given!r}; give the lowest and the highest fraction of the dense "
                 "cost, the lower first: (0.3, 0.7)."
             )
         for end in (low, high):
             task.at(end)
-        return Budgets(low, high)
+        return Budgets(float(low), float(high))
 
     def draw(self, random: np.random.Generator) -> float:
         """The budget of one episode."""
@@ -67,9 +69,8 @@ def task_at(task: PruningTask, budget: Any) -> PruningTask:
         ConfigError: it is no number.
         BudgetError: it is out of range or cannot be reached.
     """
-    try:
-        return task.at(float(budget))
-    except (TypeError, ValueError):
-        raise ConfigError(
-            f"the budget is {budget!r}; give a fraction of the dense cost, such as 0.4."
-        ) from None
+    if isinstance(budget, np.ndarray) and budget.ndim == 0:
+        budget = budget[()]
+    if isinstance(budget, bool) or not isinstance(budget, Real):
+        refuse("the budget", budget, "a fraction of the dense cost, such as 0.4")
+    return task.at(float(budget))

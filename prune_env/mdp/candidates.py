@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import logging
 import math
@@ -16,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prune_env.errors import ConfigError
+from prune_env.checks import check_fields
+from prune_env.errors import ConfigError, DataError
+from prune_env.mdp.options import CHECKS, unknown_option
 from prune_env.mdp.rewards import Reward
 from prune_env.measure.batches import (
     Batch,
@@ -33,6 +34,7 @@ from prune_env.measure.gradients import loss_gradients
 from prune_env.measure.inference import Inference, fitting_batch
 from prune_env.structure.blame import naming_layer
 from prune_env.structure.copies import copied
+from prune_env.structure.entry import require_loaded
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.options import PerGroup, constrain
 from prune_env.structure.rewrite import tensors_of
@@ -72,11 +74,15 @@ class TaskOptions:
             become its best; none by default, so every plan is measured on all.
         precision: of the measurement, "float32", "bfloat16", or "auto": see `Inference.of`.
         batch_size: of both; 0 chooses one whose activations fit the processor's cache.
-        ignore: names or globs of layers to leave alone.
+        ignore: names or globs of layers to leave alone: they keep every row and column.
         min_sparsity, max_sparsity: bounds on the fraction of units removed, for all groups or by
             layer name or glob.
         multiple_of: kept units are a multiple of this, for all groups or by name or glob.
         seed: of random criteria and of the verification of groups.
+
+    Raises:
+        ConfigError, GroupError, BudgetError: an option is of a wrong kind or out of range; the
+            message names it and what to give.
     """
 
     budget: float = 0.5
@@ -98,6 +104,9 @@ class TaskOptions:
     multiple_of: PerGroup[int] = 1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_fields(self, CHECKS)
+
     @staticmethod
     def of(options: Mapping[str, Any]) -> TaskOptions:
         """Options from keywords.
@@ -108,9 +117,7 @@ class TaskOptions:
         known = [f.name for f in dataclasses.fields(TaskOptions)]
         for name in options:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-                hint = f"did you mean '{near[0]}'?" if near else f"choose of {', '.join(known)}."
-                raise ConfigError(f"there is no task option '{name}'; {hint}")
+                raise ConfigError(unknown_option(name, known))
         return TaskOptions(**options)
 
 
@@ -249,13 +256,11 @@ def prepare(
 
     See `PruningTask.from_model` for the arguments and errors.
     """
+    require_loaded(model)
     require_finite(tensors_of(model))
     repair = repair_named(options.repair) if isinstance(options.repair, str) else options.repair
     dense = copied(model)
     calibration, rewarding = _split(dense, data, options)
-    for stage in options.stages:
-        if stage < 1:
-            raise ConfigError(f"a stage of {stage} samples measures nothing; give at least 1.")
     measure = ClassifierEvaluator.of(dense, rewarding, stages=sorted(options.stages))
     inference = Inference.of(dense, rewarding[0].inputs, options.precision)
     example, *more = (first_samples(batch, 2).inputs for batch in calibration)
@@ -329,18 +334,28 @@ def _constrained(
 def _split(
     model: nn.Module, data: Iterable[Any], options: TaskOptions
 ) -> tuple[list[Batch], list[Batch]]:
-    """Calibration batches, then reward batches; a loader too short for both serves both."""
+    """Calibration batches, then reward batches: other samples, as many as asked.
+
+    A loader too short for both is shared out in the same proportion, never used twice.
+
+    Raises:
+        DataError: fewer than two samples.
+    """
     wanted = options.calibration_samples + options.reward_samples
     taken = take_batches(data, wanted)
-    found = sum(map(len, taken))
+    found, count = sum(map(len, taken)), options.calibration_samples
+    if found < 2:
+        raise DataError("the loader has one sample; statistics and reward need one each at least.")
     if found < wanted:
+        count = min(max(1, round(count * found / wanted)), found - 1)
         _log.warning(
             "the loader has %d samples, %d were asked for (calibration_samples %d and "
-            "reward_samples %d); calibration takes its part first.",
-            found, wanted, options.calibration_samples, options.reward_samples,
+            "reward_samples %d): %d are used for calibration and the other %d for the reward.",
+            found, wanted, options.calibration_samples, options.reward_samples, count,
+            found - count,
         )  # fmt: skip
-    first, rest = parted(taken, options.calibration_samples)
+    first, rest = parted(taken, count)
     size = options.batch_size or fitting_batch(model, first_samples(first[0], 2).inputs)
-    calibration = calibration_batches(model, first, options.calibration_samples, size)
-    rewarding = [channels_last(batch) for batch in take_batches(rest or first, None, size)]
+    calibration = calibration_batches(model, first, count, size)
+    rewarding = [channels_last(batch) for batch in take_batches(rest, None, size)]
     return calibration, rewarding

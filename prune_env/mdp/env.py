@@ -43,6 +43,8 @@ def opened(
             f"options {sorted(options)} have no effect on a finished PruningTask. Give them to "
             "PruningTask.from_model, or give the task by name."
         )
+    if not isinstance(task, str | PruningTask):
+        raise ConfigError(f"the task is a {type(task).__name__}; give a PruningTask or a name.")
     if render_mode is not None and render_mode not in VIEWS:
         raise ConfigError(f"there is no render mode '{render_mode}'; use 'ansi' or 'rgb_array'.")
     return task if isinstance(task, PruningTask) else make_task(task, **options)
@@ -150,7 +152,8 @@ class PlanningEnv(gymnasium.Env[Array, Array]):
 class PruneEnv(PlanningEnv):
     """Prune a network group by group: every step decides the sparsity of one group.
 
-    Action: Box(0, 1, (1,)), the sparsity of the current group. Observation: Box(0, 1, (F,)), see
+    Action: Box(0, 1, (1,)), the sparsity of the current group; what lies outside counts as the edge
+    next to it, NaN is refused. Observation: Box(0, 1, (F,)), see
     `prune_env.mdp.task.FEATURES`. The reward is 0 until the last group, then that of the finished
     plan, which always meets the budget. The `info` of `reset` holds the `budget`, that of every
     step the `asked` and `taken` sparsity of the group just decided; the last one also holds
@@ -189,7 +192,7 @@ class PruneEnv(PlanningEnv):
         state = self._open_state()
         (asked,) = numbers(action, 1).tolist()
         group = self.task.groups[len(state.kept)]
-        self._state = state = self.current.advance(state, asked)
+        self._state = state = self.current.advance(state, min(max(asked, 0.0), 1.0))
         taken = 1.0 - state.kept[len(state.asked) - 1] / group.units
         info: dict[str, Any] = {"asked": asked, "taken": taken}
         observation = self.current.observe(state)
@@ -254,7 +257,8 @@ class PlanEnv(PlanningEnv):
         """Decide everything."""
         self._require_open()
         asked = numbers(action, self.task.length).tolist()
-        self._outcome, self._open = self.measure(self.current.decode(asked)), False
+        plan = self.current.decode(np.clip(asked, 0.0, 1.0).tolist())
+        self._outcome, self._open = self.measure(plan), False
         units = [group.units for group in self.task.groups]
         taken = [1.0 - kept / n for kept, n in zip(self._outcome.kept, units, strict=True)]
         info = {"asked": asked, "taken": taken, **terminal_info(self.current, self._outcome)}
@@ -288,7 +292,10 @@ def numbers(action: Array, count: int) -> Floats:
     Raises:
         PruneEnvError: it holds another number of values, or one that is not finite.
     """
-    values = np.asarray(action, dtype=np.float64).reshape(-1)
+    try:
+        values = np.asarray(action, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise PruneEnvError(f"the action is no array of numbers: {error}.") from None
     if len(values) != count:
         raise PruneEnvError(f"the action holds {len(values)} values; {count} are expected.")
     if not np.isfinite(values).all():

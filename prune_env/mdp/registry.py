@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from prune_env.checks import refuse
 from prune_env.errors import ConfigError
 from prune_env.mdp.task import PruningTask
 
@@ -51,6 +52,8 @@ def resolve_factory(name: str) -> TaskFactory:
     Raises:
         ConfigError: there is no such function.
     """
+    if not isinstance(name, str):
+        refuse("the task", name, "a registered name, or 'package.module:function'")
     target = TASKS.get(name, name)
     return _import(target) if isinstance(target, str) else target
 

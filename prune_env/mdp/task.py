@@ -20,8 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prune_env.errors import BudgetError, PlanError, look_up
+from prune_env.errors import BudgetError, PlanError
+from prune_env.mdp.borders import Sets, levels_of, value_of, values_of
 from prune_env.mdp.candidates import TaskOptions, prepare
+from prune_env.mdp.leftover import Leftover, give_back, leftover_named
+from prune_env.mdp.options import BUDGET
 from prune_env.mdp.path import Path, uniform_path
 from prune_env.mdp.rewards import Outcome, Reward, kl, reward_named
 from prune_env.mdp.rules import SLACK, Floats, Rules, Units, as_kept
@@ -60,29 +63,6 @@ class State:
 
     kept: Kept = ()
     asked: tuple[float, ...] = ()
-
-
-def give_back(rules: Rules, kept_NG: Units, asked_NG: Floats, budget_N: Floats) -> Units:
-    """Spend the budget to the last level; see `PruningTask.fill`."""
-    return rules.fill(kept_NG, (1.0 - asked_NG) * rules.units_G, budget_N)
-
-
-def leave(rules: Rules, kept_NG: Units, asked_NG: Floats, budget_N: Floats) -> Units:
-    """Leave plans as they are: for rewards that pay for every FLOP saved, like AMC's."""
-    return kept_NG
-
-
-Leftover = Callable[[Rules, Units, Floats, Floats], Units]
-LEFTOVERS: dict[str, Leftover] = {"give_back": give_back, "leave": leave}
-
-
-def leftover_named(name: str) -> Leftover:
-    """The treatment of unspent budget called `name`.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    return look_up("leftover", name, LEFTOVERS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,10 +114,7 @@ class PruningTask:
                 "the task has no prunable group. Print format_groups(...) for the reasons; a model "
                 "without any, or an `ignore` that covers all, leaves nothing to decide."
             )
-        if not 0 < self.budget <= 1:
-            raise BudgetError(
-                f"budget is {self.budget}; give a fraction of the dense cost in (0, 1]."
-            )
+        BUDGET("budget", self.budget)
         least = float(self.costs.ratio(self.rules.least_G, self.on))
         if least > self.budget:
             raise BudgetError(
@@ -227,8 +204,12 @@ class PruningTask:
         }  # fmt: skip
 
     def plan(self, kept: Sequence[int], **notes: object) -> PruningPlan:
-        """The plan that keeps the best `kept[g]` units of every group."""
-        plan = PruningPlan.of_levels(self.groups, kept, self.orders)
+        """The plan that keeps the best `kept[g]` units of every group.
+
+        Raises:
+            PlanError: `kept` is not a level of every group.
+        """
+        plan = PruningPlan.of_levels(self.groups, self._levels(kept), self.orders)
         return PruningPlan(plan.groups, plan.kept, notes, self.recipe)
 
     def network(self, kept: Sequence[int]) -> nn.Module:
@@ -244,7 +225,14 @@ class PruningTask:
         return self.build(self.plan(self._checked(kept)))
 
     def within_budget(self, kept: Sequence[int] | NDArray[np.int64]) -> bool:
-        """Whether a full vector of kept units meets the budget."""
+        """Whether a full vector of kept units meets the budget.
+
+        Raises:
+            PlanError: `kept` is not a level of every group.
+        """
+        return self._fits(self._levels(kept))
+
+    def _fits(self, kept: Kept) -> bool:
         return bool(self.costs.ratio(kept, self.on) <= self.budget + SLACK)
 
     @cached_property
@@ -263,6 +251,7 @@ class PruningTask:
         Raises:
             BudgetError: it is out of range or cannot be reached.
         """
+        BUDGET("budget", budget)
         if budget == self.budget:
             return self
         twin = dataclasses.replace(self, budget=budget)
@@ -277,8 +266,12 @@ class PruningTask:
         return dataclasses.replace(self, origin=path)
 
     def complete(self, state: State) -> Kept:
-        """The plan, if the path decided the rest under the budget that is left."""
-        kept_1G, budget_1 = self._row(state.kept), np.array([self.budget])
+        """The plan, if the path decided the rest under the budget that is left.
+
+        Raises:
+            PlanError: the state is none of this task, or decided already.
+        """
+        kept_1G, budget_1 = self._row(self._open(state)), np.array([self.budget])
         number = len(state.kept)
         place = int(self.path.under(self.rules, kept_1G, number, budget_1)[0])
         return (*state.kept, *as_kept(self.path.kept_TG[place, number:]))
@@ -289,16 +282,24 @@ class PruningTask:
         return 1.0 - self.complete(state)[number] / self.groups[number].units
 
     def project(self, state: State, sparsity: float) -> int:
-        """The level for the next group: nearest to `sparsity` that keeps the budget reachable."""
-        one = np.ones(1)
-        kept_1G, number = self._row(state.kept), len(state.kept)
-        return int(self.rules.project(kept_1G, number, sparsity * one, self.budget * one)[0])
+        """The level for the next group: nearest to `sparsity` that keeps the budget reachable.
+
+        Raises:
+            PlanError: as for `advance`.
+        """
+        sparsity_1 = values_of([sparsity], 1, "sparsity", 0.0, 1.0)
+        kept_1G, budget_1 = self._row(self._open(state)), np.array([self.budget])
+        return int(self.rules.project(kept_1G, len(state.kept), sparsity_1, budget_1)[0])
 
     def advance(self, state: State, sparsity: float) -> State:
-        """The state after deciding the next group; `sparsity` in [0, 1]."""
-        sparsity = min(max(float(sparsity), 0.0), 1.0)
+        """The state after deciding the next group; `sparsity` in [0, 1].
+
+        Raises:
+            PlanError: the sparsity is no number in [0, 1]; the state is none of this task, or
+                decided already.
+        """
         kept = (*state.kept, self.project(state, sparsity))
-        asked = (*state.asked, sparsity)
+        asked = (*state.asked, float(sparsity))
         if len(kept) == self.length:
             kept = self._finished(np.array([kept]), np.array([asked]))
         return State(kept, asked)
@@ -308,9 +309,14 @@ class PruningTask:
 
         First to the group that lost most against what was asked, so that being late in the walk
         is no disadvantage. Afterwards no single group can be raised within the budget.
+
+        Raises:
+            PlanError: `kept` is not a level of every group or exceeds the budget, or `asked` is
+                not one sparsity per group in [0, 1].
         """
-        want_1G = (1.0 - np.array([asked])) * self.rules.units_G
-        return as_kept(self.rules.fill(np.array([kept]), want_1G, np.array([self.budget]))[0])
+        want_1G = (1.0 - self._sparsities(asked)) * self.rules.units_G
+        kept_1G = np.array([self._checked(kept)])
+        return as_kept(self.rules.fill(kept_1G, want_1G, np.array([self.budget]))[0])
 
     def decode(self, asked: Sequence[float]) -> Kept:
         """A whole plan at once: asked sparsities, shifted together until the budget is met.
@@ -318,11 +324,9 @@ class PruningTask:
         No group is favoured by its place. `decode([0] * length)` is the uniform plan.
 
         Raises:
-            PlanError: not one sparsity per group.
+            PlanError: not one sparsity per group in [0, 1].
         """
-        if len(asked) != self.length:
-            raise PlanError(f"{len(asked)} sparsities for {self.length} groups.")
-        want_1G = np.clip(np.array([asked], dtype=np.float64), 0.0, 1.0)
+        want_1G = self._sparsities(asked)
 
         def shifted(shift_N: Floats) -> Floats:
             return np.clip(want_1G + shift_N[:, None] - 1.0, 0.0, 1.0)
@@ -336,17 +340,19 @@ class PruningTask:
         `beside([0] * length)` is the path's own plan. See `prune_env.mdp.path.beside`.
 
         Raises:
-            PlanError: not one offset per group.
+            PlanError: not one offset per group in [-1, 1].
         """
-        if len(offset) != self.length:
-            raise PlanError(f"{len(offset)} offsets for {self.length} groups.")
-        offset_1G = np.array([offset], dtype=np.float64)
+        offset_1G = values_of(offset, self.length, "offsets", -1.0, 1.0)[None]
         asked_1G = self.path.decode(self.rules, offset_1G, np.array([self.budget]))
         return self._finished(self.rules.snap(asked_1G), asked_1G)
 
     def finish(self, kept: Sequence[int], asked: Sequence[float]) -> Kept:
-        """A plan after `leftover` dealt with what it has not spent of the budget."""
-        return self._finished(np.array([kept]), np.array([asked]))
+        """A plan after `leftover` dealt with what it has not spent of the budget.
+
+        Raises:
+            PlanError: as for `fill`.
+        """
+        return self._finished(np.array([self._checked(kept)]), self._sparsities(asked))
 
     def _finished(self, kept_1G: Units, asked_1G: Floats) -> Kept:
         kept_1G = self.leftover(self.rules, kept_1G, asked_1G, np.array([self.budget]))
@@ -400,9 +406,11 @@ class PruningTask:
         A task that cannot measure a part measures all.
 
         Raises:
-            PlanError: `kept` is not a level of every group, or exceeds the budget.
+            PlanError: `kept` is not a level of every group, or exceeds the budget; or `share` is
+                no number in (0, 1].
         """
         kept = self._checked(kept)
+        share = value_of(share, "share", 1e-9, 1.0)
         if self.part is None or share >= 1:
             return self._rewarded(kept, self.evaluate(kept))
         return self._rewarded(kept, self.part(kept, share))
@@ -424,23 +432,33 @@ class PruningTask:
             params_ratio=float(ratios[1]),
         )
         terms = {name: float(value) for name, value in self.reward(outcome).items()}
-        eligible = metrics.share == 1 and self.within_budget(kept)
+        eligible = metrics.share == 1 and self._fits(kept)
         return Outcome(**{**vars(outcome), "terms": terms, "eligible": eligible})
 
-    def _levels(self, kept: Sequence[int]) -> Kept:
-        if len(kept) != self.length:
-            raise PlanError(f"{len(kept)} numbers of kept units for {self.length} groups.")
-        for group, level in zip(self.groups, kept, strict=True):
-            if level not in group.levels:
-                raise PlanError(
-                    f"{level} kept units is not a level of group '{group.name}' ({group.units} "
-                    f"units, levels {group.levels[0]} to {group.levels[-1]}). Use task.decode(...)."
-                )
-        return tuple(int(level) for level in kept)
+    def _levels(self, kept: Sequence[int] | NDArray[np.int64]) -> Kept:
+        row = levels_of(kept, self.groups, self._level_sets)
+        if len(row) != self.length:
+            raise PlanError(f"{len(row)} numbers of kept units for {self.length} groups.")
+        return row
+
+    @cached_property
+    def _level_sets(self) -> Sets:
+        return tuple(frozenset(group.levels) for group in self.groups)
+
+    def _sparsities(self, asked: Sequence[float]) -> Floats:
+        """The plan's asked sparsities, checked, shape (1, G)."""
+        return values_of(asked, self.length, "sparsities", 0.0, 1.0)[None]
+
+    def _open(self, state: State) -> Kept:
+        """The levels decided so far, checked, where at least one group is open."""
+        kept = levels_of(state.kept, self.groups, self._level_sets)
+        if len(kept) >= self.length:
+            raise PlanError(f"all {self.length} groups are decided. Begin again with State().")
+        return kept
 
     def _checked(self, kept: Sequence[int]) -> Kept:
         kept = self._levels(kept)
-        if not self.within_budget(kept):
+        if not self._fits(kept):
             ratio = float(self.costs.ratio(kept, self.on))
             raise PlanError(
                 f"the plan leaves {ratio:.3f} of the {self.on}, the budget is {self.budget:.3f}. "
@@ -449,7 +467,12 @@ class PruningTask:
         return kept
 
     def observe(self, state: State) -> NDArray[np.float32]:
-        """What an agent sees before the next decision: `FEATURES`, shape (F,), in [0, 1]."""
+        """What an agent sees before the next decision: `FEATURES`, shape (F,), in [0, 1].
+
+        Raises:
+            PlanError: the state is none of this task.
+        """
+        levels_of(state.kept, self.groups, self._level_sets)
         budget_1 = np.array([self.budget])
         row_F: NDArray[np.float32] = self.observe_all(
             self._row(state.kept), len(state.kept), budget_1

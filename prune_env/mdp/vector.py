@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from prune_env.checks import whole
 from prune_env.errors import ConfigError, PruneEnvError
 from prune_env.mdp.budgets import Budgets, asked_budget, task_at
 from prune_env.mdp.env import CLOSED, VIEWS, Array, PruneEnv, numbers, opened, terminal_info
@@ -64,8 +65,7 @@ class LockstepVectorEnv(VectorEnv[Array, Array, NDArray[Any]]):
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
-        if num_envs < 1:
-            raise ConfigError(f"{num_envs} episodes decide nothing; give num_envs of at least 1.")
+        whole(1)("num_envs", num_envs)
         self.task = opened(task, options, render_mode)
         self.budgets = Budgets.of(self.task, budgets)
         self.num_envs, self.render_mode = num_envs, render_mode

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from prune_env.errors import DataError, ModelError
 from prune_env.measure.batches import Batch
 from prune_env.measure.inference import PLAIN, Inference
+from prune_env.structure.entry import why_not
 from prune_env.structure.inputs import call_model, eval_mode, logits_of
 
 
@@ -109,9 +110,10 @@ class ClassifierEvaluator:
             raise
         except Exception as error:
             first = str(error).strip().partition("\n")[0]
+            cure = why_not(dense, batches[0].inputs, "Does the loader give batches of the shape "
+                           "the model was built for?")  # fmt: skip
             raise ModelError(
-                f"{type(dense).__name__} does not run on the data: {first}. Does the loader give "
-                "batches of the shape the model was built for?"
+                f"{type(dense).__name__} does not run on the data: {first}. {cure}"
             ) from error
         for number, (batch, values) in enumerate(zip(batches, logits, strict=True)):
             _require_fit(number, batch, values)

@@ -15,6 +15,7 @@ from prune_env.errors import DataError, ModelError
 from prune_env.measure.batches import Batch, split_batch
 from prune_env.recovery.schedule import FinetuneSettings
 from prune_env.structure.blame import CURE, place_of
+from prune_env.structure.entry import why_not
 from prune_env.structure.inputs import Inputs, call_model, eval_mode, logits_of, map_tensors
 
 IGNORED = -100
@@ -87,8 +88,8 @@ def logits_for(model: nn.Module, batch: Batch, place: Place) -> tuple[Tensor, Te
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ModelError(
             f"{type(model).__name__} cannot run a batch of shape {_shapes(batch.inputs)} "
-            f"({place}): {error} {place_of(error)}. Does the loader give what the model takes? "
-            f"{CURE}."
+            f"({place}): {error} {place_of(error)}. "
+            + why_not(model, batch.inputs, f"Does the loader give what the model takes? {CURE}.")
         ) from error
     logits, targets = logits_of(output), batch.targets
     if logits.ndim < 2 or logits.shape[:-1] != targets.shape:

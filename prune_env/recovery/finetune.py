@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,6 +35,7 @@ from prune_env.recovery.epoch import (
 )
 from prune_env.recovery.masks import KeepMasks
 from prune_env.recovery.schedule import FinetuneSettings, build_optimizer, learning_rate_at
+from prune_env.structure.entry import copy_of, require_loaded
 
 __all__ = ["EpochRecord", "FinetuneResult", "FinetuneSettings", "finetune"]
 
@@ -101,11 +101,14 @@ def finetune(
             those of another network.
         RunError: the checkpoint belongs to another run, or cannot be read or written.
     """
+    require_loaded(model)
+    if teacher is not None:
+        require_loaded(teacher)
     steps = _count_batches(train, settings)
     masks = KeepMasks.of_network(model) if masks is None else masks
     data = (train, val)
     print_ = fingerprint(settings, model, teacher, steps, masks, data) if checkpoint else {}
-    student = copy.deepcopy(model)
+    student = copy_of(model)
     run = _Run(
         student,
         build_optimizer(student, settings),
@@ -141,7 +144,7 @@ class _Run:
 
 
 def _frozen_copy(teacher: nn.Module | None) -> nn.Module | None:
-    return None if teacher is None else copy.deepcopy(teacher).eval().requires_grad_(False)
+    return None if teacher is None else copy_of(teacher).eval().requires_grad_(False)
 
 
 def _one_epoch(run: _Run, train: Iterable[Any], val: Iterable[Any], epoch: int) -> EpochRecord:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from prune_env.errors import ConfigError, ModelError
+from prune_env.checks import Check, among, check_fields, real, whole
+from prune_env.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -45,38 +46,16 @@ class FinetuneSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise ConfigError(
-                f"unknown optimizer '{self.optimizer}'. Choose one of {sorted(OPTIMIZERS)}."
-            )
-        if self.precision not in PRECISIONS:
-            raise ConfigError(
-                f"FinetuneSettings.precision is '{self.precision}'; choose of {sorted(PRECISIONS)}."
-            )
-        for name, (holds, rule) in _RANGES.items():
-            value = getattr(self, name)
-            if not holds(value):
-                raise ConfigError(f"FinetuneSettings.{name} is {value}; it must be {rule}.")
+        check_fields(self, CHECKS)
 
 
 PRECISIONS = ("float32", "bfloat16")
 
-_Range = tuple[Callable[[float], bool], str]
-_FRACTION: _Range = (lambda value: 0 <= value < 1, "at least 0 and below 1")
-_SHARE: _Range = (lambda value: 0 <= value <= 1, "between 0 and 1")
-_POSITIVE: _Range = (lambda value: 0 < value < math.inf, "above 0 and finite")
-_NOT_NEGATIVE: _Range = (lambda value: 0 <= value < math.inf, "at least 0 and finite")
-_RANGES: dict[str, _Range] = {
-    "epochs": _NOT_NEGATIVE,
-    "learning_rate": _POSITIVE,
-    "momentum": _FRACTION,
-    "weight_decay": _NOT_NEGATIVE,
-    "warmup": _SHARE,
-    "label_smoothing": _FRACTION,
-    "distill_weight": _SHARE,
-    "temperature": _POSITIVE,
-    "clip_norm": (lambda value: value > 0, "above 0"),
-}
+
+_FRACTION = real("a number at least 0 and below 1", lambda x: 0 <= x < 1)
+_SHARE = real("a number between 0 and 1", lambda x: 0 <= x <= 1)
+_POSITIVE = real("a number above 0 and finite", lambda x: 0 < x < math.inf)
+_NOT_NEGATIVE = real("a number at least 0 and finite", lambda x: 0 <= x < math.inf)
 
 
 def learning_rate_at(step: int, steps: int, settings: FinetuneSettings) -> float:
@@ -130,3 +109,20 @@ def build_optimizer(model: nn.Module, settings: FinetuneSettings) -> Optimizer:
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return OPTIMIZERS[settings.optimizer]([g for g in groups if g["params"]], settings)
+
+
+CHECKS: Mapping[str, Check] = {
+    "epochs": whole(0),
+    "learning_rate": _POSITIVE,
+    "optimizer": among(OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+    "momentum": _FRACTION,
+    "weight_decay": _NOT_NEGATIVE,
+    "warmup": _SHARE,
+    "label_smoothing": _FRACTION,
+    "distill_weight": _SHARE,
+    "temperature": _POSITIVE,
+    "clip_norm": real("a number above 0", lambda x: x > 0),
+    "precision": among(PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+    "seed": whole(0),
+}
+"""Field of the settings -> check."""

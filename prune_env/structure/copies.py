@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from itertools import chain
 
 from torch import nn
 
-from prune_env.errors import ModelError
+from prune_env.structure.entry import copy_of
 from prune_env.structure.multihead import free_widths
 
 
@@ -15,15 +14,9 @@ def copied(model: nn.Module) -> nn.Module:
     """A copy in eval mode whose modules take their widths from their tensors.
 
     Raises:
-        ModelError: the model cannot be copied.
+        ModelError: the model is of a kind that cannot be cut, or cannot be copied.
     """
-    try:
-        return free_widths(copy.deepcopy(model)).eval()
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be copied ({error}). Old-style weight_norm is "
-            "the usual cause: remove it, or use torch.nn.utils.parametrizations."
-        ) from error
+    return free_widths(copy_of(model)).eval()
 
 
 def contiguous(model: nn.Module) -> nn.Module:

@@ -24,6 +24,12 @@ def layers_of(group: PrunableGroup) -> tuple[str, ...]:
     return tuple(dict.fromkeys((group.name, *makers)))
 
 
+def touched_by(group: PrunableGroup) -> tuple[str, ...]:
+    """Names of the group and of all layers that hold a piece of its units: makers and readers."""
+    holders = (axis.tensor.rpartition(".")[0] for axis in group.axes)
+    return tuple(dict.fromkeys((group.name, *holders)))
+
+
 def constrain(
     groups: Sequence[PrunableGroup],
     *,
@@ -36,7 +42,9 @@ def constrain(
 
     Args:
         groups: what `find_groups` returned.
-        ignore: layer names or globs; a group that makes units in such a layer is frozen.
+        ignore: layer names or globs. Such a layer keeps every row and column: groups that make
+            units in it are frozen, and those whose units it reads. To keep what a layer makes and
+            no more, give it a `max_sparsity` of 0.
         min_sparsity, max_sparsity: bounds on the fraction of units removed; rounded for a group
             that goes as a whole or not at all.
         multiple_of: kept units are a multiple of this; a group with fewer units is frozen.
@@ -46,14 +54,15 @@ def constrain(
     """
     names = {name for group in groups for name in layers_of(group)}
     ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
-    asked = list(ignore)
+    for pattern in ignore:
+        _require_match(pattern, {name for group in groups for name in touched_by(group)})
     for value in (min_sparsity, max_sparsity, multiple_of):
-        asked += list(value) if isinstance(value, Mapping) else []
-    for pattern in asked:
-        _require_match(pattern, names)
+        for pattern in value if isinstance(value, Mapping) else ():
+            _require_match(pattern, names)
     result = []
     for group in groups:
-        ignored = next((p for p in ignore if _matches(p, group)), None)
+        held = touched_by(group)
+        ignored = next((p for p in ignore if any(fnmatchcase(n, p) for n in held)), None)
         if ignored is not None and not group.frozen:
             group = replace(group, frozen=f"ignored by '{ignored}'")
         low, high = _value(min_sparsity, group, 0.0), _value(max_sparsity, group, 1.0)
@@ -105,6 +114,6 @@ def _require_match(pattern: str, names: set[str]) -> None:
         return
     near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or sorted(names)[:3]
     raise GroupError(
-        f"layer pattern '{pattern}' matches none of the {len(names)} layers that make units. "
+        f"layer pattern '{pattern}' matches none of the {len(names)} layers with units. "
         f"Nearest: {', '.join(near)}. `print(format_groups(groups))` lists them."
     )

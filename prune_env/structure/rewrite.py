@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prune_env.errors import GroupError
+from prune_env.structure.entry import require_network
 from prune_env.structure.groups import Axis, PrunableGroup, expand
 from prune_env.structure.skip import switch
 
@@ -136,7 +137,9 @@ def require_tensors(model: nn.Module, groups: Sequence[PrunableGroup]) -> None:
 
     Raises:
         GroupError: names the first tensor that is missing or of another shape.
+        ModelError: it is no network, or of a kind that cannot be cut.
     """
+    require_network(model)
     tensors = tensors_of(model)
     for group in groups:
         for axis in group.axes:
@@ -146,7 +149,7 @@ def require_tensors(model: nn.Module, groups: Sequence[PrunableGroup]) -> None:
             if found is None:
                 raise GroupError(
                     f"group '{group.name}' lives in '{axis.tensor}', which this model does not "
-                    "have. Were the groups found on another model? Run find_groups on this one."
+                    f"have. {_why_missing(axis.tensor, tensors)}"
                 )
             sizes = tuple(found.shape[d] if d < found.ndim else 0 for d in axis.dims)
             if sizes != axis.sizes:
@@ -155,6 +158,13 @@ def require_tensors(model: nn.Module, groups: Sequence[PrunableGroup]) -> None:
                     f"'{axis.tensor}', this model has {sizes} (shape {tuple(found.shape)}). Was it "
                     "pruned already, or built for another width? Use the original dense model."
                 )
+
+
+def _why_missing(name: str, tensors: Iterable[str]) -> str:
+    inside = next((other for other in tensors if other.endswith(f".{name}")), None)
+    if inside is None:
+        return "Were the groups found on another model? Run find_groups on this one."
+    return f"It has '{inside}': give the module inside the wrapper (.module, ._orig_mod)."
 
 
 Places = Mapping[str, "list[tuple[nn.Module, str]]"]

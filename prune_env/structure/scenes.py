@@ -25,8 +25,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from prune_env.errors import ModelError
+from prune_env.structure.entry import why_not
 from prune_env.structure.inputs import Inputs, batch_size, call_model, map_tensors
 
+CALLED = (
+    "Give one batch as the model expects it: a tensor, a tuple for model(*inputs), or a dict for "
+    "model(**inputs)."
+)
 MOST_QUESTIONS = 8
 """Places in the code whose questions to data are answered the other way, at most."""
 
@@ -120,9 +125,7 @@ def _watched(model: nn.Module, scene: Scene) -> _Watch:
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} does not run on the example inputs: "
-            f"{str(error).strip().partition(chr(10))[0]}. "
-            "Give one batch as the model expects it: "
-            "a tensor, a tuple for model(*inputs), or a dict for model(**inputs)."
+            f"{str(error).strip().partition(chr(10))[0]}. " + why_not(model, scene.inputs, CALLED)
         ) from error
     return watch
 

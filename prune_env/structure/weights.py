@@ -139,6 +139,15 @@ def _kind_named(kind: str) -> _Make:
     )
 
 
+def require_kind(kind: str) -> None:
+    """Refuse a name that is no kind of weight group.
+
+    Raises:
+        GroupError: it is none; says what there is.
+    """
+    _kind_named(kind)
+
+
 _PLAIN: dict[str, _Make] = {"unstructured": _unstructured, "per_row": _per_row}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prune_env.structure.blocks import unrouted
+from prune_env.structure.entry import copy_of
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.multihead import free_widths
 from prune_env.structure.rewrite import Layout, assign, places_of, tensors_of
@@ -61,7 +61,7 @@ def cut(model: nn.Module, plan: PruningPlan, overlay: Mapping[str, Tensor]) -> n
     """`compact` with tensors that take the place of the dense ones before the cut (overlays.py)."""
     plan.check(model)
     layout, kept = Layout(plan.groups), plan.indices()
-    small = free_widths(copy.deepcopy(model))
+    small = free_widths(copy_of(model))
     with torch.no_grad():
         shrunk = layout.shrink({**tensors_of(small), **overlay}, kept)
     tensors = {name: t.detach() for name, t in {**overlay, **shrunk}.items()}
@@ -88,7 +88,7 @@ class Candidates:
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[PrunableGroup]) -> None:
-        self._shell = free_widths(copy.deepcopy(model)).eval()
+        self._shell = free_widths(copy_of(model)).eval()
         self._shell.requires_grad_(False)
         self._dense = {name: t.detach() for name, t in tensors_of(self._shell).items()}
         self._layout = Layout(groups)

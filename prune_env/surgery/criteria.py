@@ -231,9 +231,11 @@ def require_finite(tensors: Mapping[str, Tensor]) -> None:
     """Check weights and buffers.
 
     Raises:
-        ModelError: names the first tensor with NaN or infinite values.
+        ModelError: names the first tensor with NaN or infinite values, or without any.
     """
     for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise ModelError(f"'{name}' is on the meta device: load the weights first.")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise ModelError(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prune_env.checks import real, whole
 from prune_env.errors import GroupError, PlanError
 from prune_env.storage import write_text
 from prune_env.structure.groups import Axis, PrunableGroup, Span, Table
@@ -72,7 +73,14 @@ class PruningPlan:
             groups: live groups.
             levels: number of kept units, one per group.
             orders: flat unit indices by group name, the last to be removed first.
+
+        Raises:
+            PlanError: not one whole number of units per group.
         """
+        if len(levels) != len(groups):
+            raise PlanError(f"{len(levels)} numbers of kept units for {len(groups)} groups.")
+        for group, level in zip(groups, levels, strict=True):
+            whole(0, group.units, PlanError)(f"number of units of group '{group.name}'", level)
         kept = {
             group.name: tuple(sorted(orders[group.name][:level].tolist()))
             for group, level in zip(groups, levels, strict=True)
@@ -86,7 +94,12 @@ class PruningPlan:
         sparsity: float,
         criterion: str | Criterion = "l1",
     ) -> PruningPlan:
-        """The same sparsity for every prunable group, each at its nearest level."""
+        """The same sparsity for every prunable group, each at its nearest level.
+
+        Raises:
+            PlanError: the sparsity is no number in [0, 1].
+        """
+        real("a fraction in [0, 1]", lambda x: 0 <= x <= 1, PlanError)("sparsity", sparsity)
         live = [group for group in groups if not group.frozen]
         orders = rank_units(model, live, criterion)
         levels = [group.nearest_level((1 - sparsity) * group.units) for group in live]

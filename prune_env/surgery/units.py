@@ -15,7 +15,7 @@ from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import Inputs
 from prune_env.structure.sublayers import sublayer_groups
-from prune_env.structure.weights import weight_groups
+from prune_env.structure.weights import require_kind, weight_groups
 
 Batches = Sequence[Inputs]
 Find = Callable[[nn.Module, Batches, int], Sequence[PrunableGroup]]
@@ -48,6 +48,20 @@ UNITS: dict[str, Find] = {
     "density": _density,
 }
 """Kind of unit -> how its groups are found; every other name is a kind of `weight_groups`."""
+
+
+def require_kinds(kinds: str) -> None:
+    """Refuse names that are no kinds of unit.
+
+    Raises:
+        GroupError: says which, and what there is.
+    """
+    for kind in (part.strip() for part in kinds.split("+")):
+        try:
+            if kind not in UNITS:
+                require_kind(kind)
+        except GroupError as error:
+            raise GroupError(f"units '{kinds}': {error} Or one of {', '.join(UNITS)}.") from None
 
 
 def groups_of(
