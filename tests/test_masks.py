@@ -348,7 +348,11 @@ def test_packed_masks_come_back(share: float, seed: int) -> None:
         {"a": torch.zeros(1, dtype=torch.uint8)},
         {"a": torch.zeros(2, dtype=torch.uint8), "shape of a": torch.tensor([2, 4])},
         {"a": torch.zeros(1), "shape of a": torch.tensor([2, 4])},
-        {"a": torch.zeros(1, dtype=torch.uint8), "shape of a": torch.tensor([-2, 4])},
+        {"a": torch.zeros(0, dtype=torch.uint8), "shape of a": torch.tensor([-1])},
+        {"a": torch.zeros(1, dtype=torch.uint8), "shape of a": torch.tensor([-2, -4])},
+        {"a": torch.zeros(1, dtype=torch.uint8), "shape of a": torch.tensor([2.0, 4.0])},
+        {"a": torch.zeros(1, dtype=torch.uint8), "shape of a": torch.tensor(8)},
+        {"a": torch.zeros(1, 1, dtype=torch.uint8), "shape of a": torch.tensor([2, 4])},
     ],
 )
 def test_damaged_masks_are_refused(stored: dict[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -180,13 +181,14 @@ class KeepMasks:
         """
         keep = {}
         for name in (name for name in stored if not name.startswith(_SHAPE)):
-            shape = stored.get(_SHAPE + name, torch.zeros(0)).tolist()
-            bits = stored[name]
-            count = int(np.prod(shape, dtype=np.int64)) if shape and min(shape) > 0 else 0
-            if bits.dtype != torch.uint8 or bits.numel() != -(-count // 8) or not count:
+            sizes, bits = stored.get(_SHAPE + name, torch.zeros(0)), stored[name]
+            whole = sizes.ndim == 1 and sizes.dtype == torch.int64 and bool((sizes >= 0).all())
+            shape = sizes.tolist()
+            count = math.prod(shape) if whole else 0
+            if not whole or bits.dtype != torch.uint8 or bits.shape != (-(-count // 8),):
                 raise PlanError(
-                    f"the stored keep mask of '{name}' has {bits.numel()} bytes of {bits.dtype} "
-                    f"and the shape {shape}. Save the network again."
+                    f"the stored keep mask of '{name}' is {bits.dtype} {tuple(bits.shape)} for a "
+                    f" parameter of shape {shape}. Save the network again."
                 )
             flat = np.unpackbits(bits.numpy(), count=count).astype(bool)
             keep[name] = torch.from_numpy(flat).reshape(shape)
