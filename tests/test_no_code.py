@@ -370,6 +370,9 @@ CHANGES: dict[str, Change] = {
     "no network": _drop("policy/"),
     "half an optimiser": _drop("exp_avg_sq"),
     "not a number": lambda facts, weights: [w.fill_(float("nan")) for w in weights.values()],
+    "half precision": lambda facts, weights: weights.update(
+        {name: value.half() for name, value in weights.items()}
+    ),
     "a stranger": lambda facts, weights: weights.update({"replay_buffer/x": torch.zeros(1)}),
     "no parameter": lambda facts, weights: weights.update(
         {f"{name.partition('/')[0]}/99/step": torch.zeros(()) for name in weights if "step" in name}
