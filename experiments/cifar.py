@@ -85,7 +85,7 @@ def _trained_here(model: str, options: Any) -> Project:
     batches = partial(loader, mean=splits.mean, std=splits.std)
     train = batches(images, batch_size=128, augment=CropFlip(4), shuffle=True)
     val = batches(shuffled(splits.val, seed, slice(VAL)), batch_size=250)
-    dense = trained(name, factory, (train, val), training.settings)
+    dense = trained(name, factory, (train, val), training.settings, options)
     return image_project(name, dense, splits, factory, **options)
 
 

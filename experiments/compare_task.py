@@ -55,9 +55,14 @@ def _facts(config: CompareConfig) -> dict[str, Any]:
 
 @lru_cache(maxsize=2)  # a transfer goes back and forth between its source and its target
 def _opened(config: CompareConfig) -> Project | PruningTask:
-    """What the config names. The budget takes no part in making a network's ladders."""
-    options = {**task_options(config.run_config), "multiple_of": config.multiples, "budget": 1.0}
-    return open_named(config.task, **options)
+    """What the config names, under its smallest budget; any other one has the same ladders."""
+    return open_named(config.task, **options_of(config))
+
+
+def options_of(config: CompareConfig) -> dict[str, Any]:
+    """Options of the task."""
+    options = {**task_options(config.run_config), "multiple_of": config.multiples}
+    return {**options, "budget": min(config.budgets)}
 
 
 def _task(config: CompareConfig) -> PruningTask:
@@ -90,4 +95,6 @@ def yardstick_of_task(config: CompareConfig) -> Yardstick:
 def held_out(config: CompareConfig, kept: Sequence[int]) -> float | None:
     """The figure of quality on test, before fine-tuning, if the task comes with such data."""
     opened = _opened(config)
-    return quality(opened, opened.task.network(kept)) if isinstance(opened, Project) else None
+    if not isinstance(opened, Project):
+        return None
+    return quality(opened, opened.task.at(1.0).network(kept))  # of whatever budget it is

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import nn
 from experiments.progress import progress
 from prune_env import finetune
 from prune_env.locks import locked
+from prune_env.mdp.candidates import TaskOptions, outline
+from prune_env.measure.batches import take_batches
 from prune_env.measure.fingerprint import NUMERICS, identity_of, joined_identity
 from prune_env.recovery.finetune import EpochRecord, FinetuneSettings
 from prune_env.structure.rewrite import tensors_of
@@ -23,6 +25,7 @@ def trained(
     factory: Callable[[], nn.Module],
     loaders: tuple[Iterable[Any], Iterable[Any]],
     settings: FinetuneSettings,
+    options: Mapping[str, Any],
     folder: Path | None = None,
     shown: bool = True,
 ) -> nn.Module:
@@ -37,8 +40,12 @@ def trained(
         factory: makes the network, drawing its weights from torch's generator.
         loaders: train and val.
         settings: of the training; their seed also draws the first weights.
+        options: of the task that it is for, checked before it is trained.
         folder: that the file is kept in; None: the cache folder.
         shown: whether progress is.
+
+    Raises:
+        PruneEnvError: an option is wrong or does not fit the network, see `outline`.
     """
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(settings.seed)
@@ -49,6 +56,8 @@ def trained(
     checkpoint = folder / "checkpoint.pt"
 
     def make() -> Tensors:
+        example = take_batches(loaders[1], 2)[0].inputs
+        outline(net.eval(), [example], TaskOptions.of(options))
         with progress(f"train {name}", settings.epochs, "epochs", shown) as bar:
 
             def tell(record: EpochRecord) -> None:

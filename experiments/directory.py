@@ -23,6 +23,18 @@ def open_run(config: RunConfig) -> Path:
     Raises:
         RunError: it belongs to a run with another config, or cannot be written.
     """
+    folder = run_folder(config)
+    if not (folder / CONFIG).exists():
+        write_json(folder / CONFIG, identity(config))
+    return folder
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Where the run directory is, or will be.
+
+    Raises:
+        RunError: it belongs to a run with another config.
+    """
     what = config.task.replace(":", ".").replace("/", ".") or config.model
     folder = config.runs / (config.name or f"{what}-{config.budget:g}-{config.digest}")
     facts = identity(config)
@@ -38,8 +50,6 @@ def open_run(config: RunConfig) -> Path:
                 f"'{folder}' holds a run with another config: {differs}. Choose another --name, or "
                 "leave it out."
             )
-    else:
-        write_json(path, facts)
     return folder
 
 

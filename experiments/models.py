@@ -33,13 +33,23 @@ def build_model(name: str, classes: int) -> nn.Module:
     Raises:
         ConfigError: no such name (says the nearest), or `classes` below 2.
     """
+    factory = model_named(name)
+    if classes < 2:
+        raise ConfigError(f"model '{name}' was asked for {classes} classes; it needs at least 2.")
+    return factory(classes)
+
+
+def model_named(name: str) -> Callable[[int], nn.Module]:
+    """The factory called `name`.
+
+    Raises:
+        ConfigError: there is none; says the nearest.
+    """
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=2, cutoff=0.4)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ConfigError(f"unknown model '{name}'.{hint} Known: {', '.join(MODELS)}.")
-    if classes < 2:
-        raise ConfigError(f"model '{name}' was asked for {classes} classes; it needs at least 2.")
-    return MODELS[name](classes)
+    return MODELS[name]
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:

@@ -50,17 +50,14 @@ def compared(config: ParetoConfig, command: str) -> dict[str, Any]:
     Raises:
         PruneEnvError: an unknown task or searcher, an unreachable budget, or a search that fails.
     """
-    from agents.search import searcher_named
+    from experiments.checks import check_comparison
     from experiments.compare_job import Job, run_job
     from experiments.compare_task import facts_of
     from experiments.front import MANY, POLICY, SINGLE, ratios, rows_of, verdict
     from experiments.many import Many, run_many
     from experiments.parallel import mapped
-    from experiments.policies import require_agent
 
-    require_agent(config.agent)
-    for name in config.searchers:
-        searcher_named(name)
+    check_comparison(config, config.agent)
     wide = config.wide
     facts = facts_of(wide)
     single = [Job(wide, b, config.agent, s) for b in config.budgets for s in range(config.seeds)]

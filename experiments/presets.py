@@ -31,7 +31,7 @@ from prune_env.errors import ConfigError
 from prune_env.mdp.registry import resolve_factory
 from prune_env.recovery.finetune import FinetuneSettings
 from prune_env.tasks import builtin
-from prune_env.tasks.digits import DigitsNet, dense_digits
+from prune_env.tasks.digits import DigitsNet
 
 PRESETS = {
     "resnet20_cifar10": "experiments.cifar:resnet20_cifar10",
@@ -100,7 +100,7 @@ def digits(**options: Any) -> Project:
     """The task that comes with the package, and the images it leaves alone."""
     splits = load_splits("digits", seed=0)
     batches = partial(loader, mean=splits.mean, std=splits.std)
-    dense = dense_digits()
+    dense = builtin.digits_net(**options)
     task = builtin.digits_task(dense, **options)
     return Project(
         name=task.name,
@@ -148,7 +148,7 @@ def _shakespeare(architecture: str, differences: Mapping[str, Any], options: Any
     name = f"{architecture.lower()}_shakespeare"
     factory = partial(_made, f"{architecture}ForCausalLM", f"{architecture}Config", config)
     loaders = TokenBatches(splits.train, 32, shuffle=True), TokenBatches(splits.val, 64)
-    dense = trained(name, factory, loaders, TRAINING)
+    dense = trained(name, factory, loaders, TRAINING, options)
     return token_project(name, dense, splits, **options)
 
 
@@ -165,7 +165,7 @@ def vit_cifar10(**options: Any) -> Project:
     batches = partial(loader, mean=splits.mean, std=splits.std)
     train = batches(splits.train, batch_size=128, augment=CropFlip(4), shuffle=True)
     val = batches(splits.val, batch_size=250)
-    dense = trained("vit_cifar10", factory, (train, val), LOOKING)
+    dense = trained("vit_cifar10", factory, (train, val), LOOKING, options)
     plain = batches(splits.train, batch_size=125, shuffle=True, seed=options.get("seed", 0))
     return Project(
         name="vit_cifar10",
@@ -212,7 +212,7 @@ def sentence_project(
     }  # fmt: skip
     factory = partial(_made, "BertForSequenceClassification", "BertConfig", whole)
     train, val = SentenceBatches(words.train, 32, shuffle=True), SentenceBatches(words.val, 125)
-    dense = trained(name, factory, (train, val), settings)
+    dense = trained(name, factory, (train, val), settings, options)
     plain = SentenceBatches(words.train, 50, shuffle=True, seed=options.get("seed", 0))
     return Project(
         name=name,

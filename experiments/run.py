@@ -12,27 +12,46 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.config import RunConfig, main_guard, parse
+
+if TYPE_CHECKING:
+    from experiments.project import Project
+    from prune_env import PruningTask
 
 
 @main_guard
 def main(argv: Sequence[str]) -> int:
     """Run all stages; returns the exit status."""
     config = parse(RunConfig, argv, prog="python -m experiments.run", description=__doc__ or "")
-    from experiments.directory import open_run  # imports torch, which --help must not wait for
+    from experiments.checks import check_run  # imports torch, which --help must not wait for
+    from experiments.directory import open_run
+    from experiments.report import format_table, write_report
+    from prune_env.locks import locked
 
+    check_run(config)
+    project = opened(config)
     folder = open_run(config)
     print(f"run directory: {folder}")
-    results = run(config, folder, shown_command(argv))
-    from experiments.report import format_table, write_report
-
-    write_report(results, folder)
+    with locked(folder):
+        results = run(config, project, folder, shown_command(argv))
+        write_report(results, folder)
     print(format_table(results))
     print(f"report: {folder / 'report.html'}")
     print(json.dumps(summary(config, results)))
     return 0
+
+
+def opened(config: RunConfig) -> Project | PruningTask:
+    """What the config works on; the dense network is trained if need be."""
+    import torch
+
+    from experiments import stages
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    return stages.open_project(config)
 
 
 def shown_command(argv: Sequence[str]) -> str:
@@ -40,19 +59,14 @@ def shown_command(argv: Sequence[str]) -> str:
     return " ".join(["python -m experiments.run", *argv])
 
 
-def run(config: RunConfig, folder: Path, command: str) -> dict[str, Any]:
+def run(
+    config: RunConfig, project: Project | PruningTask, folder: Path, command: str
+) -> dict[str, Any]:
     """All stages but the pages; returns what report.py is made of, also in results.json."""
-    import torch
-
     from experiments import stages
-    from experiments.policies import continuing
     from experiments.quality import ACCURACY
     from prune_env import PruningTask
 
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    continuing(config.searcher, config.init_policy)  # says what is wrong before anything is trained
-    project = stages.open_project(config)
     task = project if isinstance(project, PruningTask) else project.task
     yardstick = ACCURACY if isinstance(project, PruningTask) else project.yardstick
     names = [*dict.fromkeys(n for n in config.baselines if n != config.searcher), config.searcher]

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from agents.search import SEARCHERS, searcher_named
 from experiments.benches import note
 from experiments.cells import cell_of
+from experiments.checks import check_comparison
 from experiments.compare_config import CompareConfig
 from experiments.compare_job import Job, Run, run_job
 from experiments.compare_task import facts_of
@@ -31,9 +31,7 @@ def compare(config: CompareConfig, command: str) -> dict[str, Any]:
         PruneEnvError: an unknown task or searcher, an unreachable budget, a folder that cannot be
             written, or no search that could be run.
     """
-    for name in config.searchers:
-        if name not in SEARCHERS:
-            searcher_named(name)
+    check_comparison(config)
     # One thread everywhere: sums in another order would make other numbers.
     torch.set_num_threads(1)
     facts = facts_of(config)

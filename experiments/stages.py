@@ -100,7 +100,10 @@ def _dense(config: RunConfig, factory: partial[nn.Module], loaders: tuple[Any, A
         label_smoothing=0.05,
         seed=config.seed,
     )
-    return trained(config.model, factory, loaders, settings, config.runs / DENSE, config.progress)
+    return trained(
+        config.model, factory, loaders, settings, task_options(config), config.runs / DENSE,
+        config.progress,
+    )  # fmt: skip
 
 
 def _tuned(

@@ -49,22 +49,22 @@ def compared(config: TransferConfig, command: str) -> dict[str, Any]:
         PruneEnvError: an unknown task or searcher, an unreachable budget, a policy that does not
             fit, or a search that fails.
     """
-    from agents.search import searcher_named
+    from experiments.checks import check_comparison
     from experiments.compare_job import run_job
     from experiments.compare_task import facts_of
     from experiments.parallel import mapped
     from experiments.pareto import require_found
-    from experiments.policies import require_agent
     from experiments.transfer_page import rows_of, verdict
     from experiments.transferred import Transfer, policy_of, run_transfer
 
-    require_agent(config.agent)
-    for name in config.searchers:
-        searcher_named(name)
+    target, agent = config.target(), config.agent
+    check_comparison(config, agent)
+    if config.source:
+        check_comparison(config.origin, agent)
+        facts_of(config.origin)
+    facts = facts_of(target)  # before anything is searched
     sources = _sources(config)
     require_found(dict(zip(sources, mapped(run_job, sources, config.processes), strict=True)))
-    target, agent = config.target(), config.agent
-    facts = facts_of(target)
     transfers = [
         Transfer(target, agent, policy_of(job) if job else Path(config.init_policy), budget, job)
         for budget in config.budgets

@@ -19,6 +19,7 @@ from prune_env.checks import check_fields
 from prune_env.errors import ConfigError, DataError
 from prune_env.mdp.options import CHECKS, unknown_option
 from prune_env.mdp.rewards import Reward
+from prune_env.mdp.rules import require_reachable
 from prune_env.measure.batches import (
     Batch,
     channels_last,
@@ -236,12 +237,48 @@ class CandidateEvaluator:
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
-    """What `prepare` found out about a network; `groups` are live, `frozen` cannot be pruned."""
+class Outline:
+    """What can be decided of a network: `groups` are live, `frozen` cannot be pruned."""
 
     groups: tuple[PrunableGroup, ...]
     frozen: tuple[PrunableGroup, ...]
     costs: CostModel
+
+
+def outline(
+    model: nn.Module,
+    examples: Sequence[Inputs],
+    options: TaskOptions,
+    groups: Sequence[PrunableGroup] | None = None,
+) -> Outline:
+    """What a task would decide. Weights do not matter: a network can be asked before it is trained.
+
+    Args:
+        model: in eval mode.
+        examples: a few samples of one batch or of several; at least one.
+        options: of the task.
+        groups: what `find_groups` returned, when it is at hand.
+
+    Raises:
+        GroupError: units, an `ignore` glob or bounds that do not fit the network.
+        BudgetError: the budget cannot be reached, or nothing can be pruned.
+    """
+    example, *more = examples
+    if groups is None:
+        groups = groups_of(options.units, model, example, more_inputs=more, seed=options.seed)
+    bounded = _constrained(groups, options)
+    live = tuple(group for group in bounded if not group.frozen)
+    frozen = tuple(group for group in bounded if group.frozen)
+    costs = CostModel.of(model, example, live)
+    require_reachable(live, costs, options.on, options.budget)
+    return Outline(live, frozen, costs)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What `prepare` found out about a network."""
+
+    outline: Outline
     scores: Mapping[str, Tensor]
     evaluate: CandidateEvaluator
 
@@ -263,12 +300,9 @@ def prepare(
     calibration, rewarding = _split(dense, data, options)
     measure = ClassifierEvaluator.of(dense, rewarding, stages=sorted(options.stages))
     inference = Inference.of(dense, rewarding[0].inputs, options.precision)
-    example, *more = (first_samples(batch, 2).inputs for batch in calibration)
-    if groups is None:
-        groups = groups_of(options.units, dense, example, more_inputs=more, seed=options.seed)
-    bounded = _constrained(groups, options)
-    live = tuple(group for group in bounded if not group.frozen)
-    frozen = tuple(group for group in bounded if group.frozen)
+    examples = [first_samples(batch, 2).inputs for batch in calibration]
+    sketch = outline(dense, examples, options, groups)
+    live = sketch.groups
     gradients = functools.cache(lambda: loss_gradients(dense, calibration))
 
     def score(portion: Sequence[PrunableGroup], statistics: Calibration) -> dict[str, Tensor]:
@@ -292,7 +326,7 @@ def prepare(
         dense=measure(dense),
         made_of=_made_of(dense, options),
     )
-    return Parts(live, frozen, CostModel.of(dense, example, live), built.scores, evaluate)
+    return Parts(sketch, built.scores, evaluate)
 
 
 def _recipe(options: TaskOptions, dense: nn.Module, calibration: Sequence[Batch]) -> Recipe:

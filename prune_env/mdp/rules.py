@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from prune_env.errors import BudgetError
 from prune_env.measure.costs import CostModel, Metric
 from prune_env.structure.groups import PrunableGroup
 
@@ -177,6 +178,28 @@ class Rules:
             fits_N = self.ratio(self.snap(want(middle_N))) <= budget_N + SLACK
             high_N, low_N = np.where(fits_N, middle_N, high_N), np.where(fits_N, low_N, middle_N)
         return high_N
+
+
+def require_reachable(
+    groups: Sequence[PrunableGroup], costs: CostModel, on: Metric, budget: float
+) -> None:
+    """Check that some plan meets a budget.
+
+    Raises:
+        BudgetError: there is no group, or the smallest levels of all cost more.
+    """
+    if not groups:
+        raise BudgetError(
+            "the task has no prunable group. Print format_groups(...) for the reasons; a model "
+            "without any, or an `ignore` that covers all, leaves nothing to decide."
+        )
+    least = float(costs.ratio([group.levels[0] for group in groups], on))
+    if least > budget:
+        raise BudgetError(
+            f"budget {budget:.3f} of the dense {on} cannot be reached: with every group at its "
+            f"smallest level {least:.3f} remain. Raise the budget, raise max_sparsity, or let more "
+            "groups be pruned."
+        )
 
 
 def bisect(fits: Callable[[Units], NDArray[np.bool_]], low_N: Units, high_N: Units) -> Units:

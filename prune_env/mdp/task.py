@@ -20,14 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prune_env.errors import BudgetError, PlanError
+from prune_env.errors import PlanError
 from prune_env.mdp.borders import Sets, levels_of, value_of, values_of
 from prune_env.mdp.candidates import TaskOptions, prepare
 from prune_env.mdp.leftover import Leftover, give_back, leftover_named
 from prune_env.mdp.options import BUDGET
 from prune_env.mdp.path import Path, uniform_path
 from prune_env.mdp.rewards import Outcome, Reward, kl, reward_named
-from prune_env.mdp.rules import SLACK, Floats, Rules, Units, as_kept
+from prune_env.mdp.rules import SLACK, Floats, Rules, Units, as_kept, require_reachable
 from prune_env.measure.costs import CostModel, Metric, metric_index
 from prune_env.measure.evaluators import Hopeless, Metrics
 from prune_env.measure.fingerprint import NUMERICS, Identity, identity_of
@@ -109,19 +109,8 @@ class PruningTask:
 
     def __post_init__(self) -> None:
         metric_index(self.on)
-        if not self.groups:
-            raise BudgetError(
-                "the task has no prunable group. Print format_groups(...) for the reasons; a model "
-                "without any, or an `ignore` that covers all, leaves nothing to decide."
-            )
         BUDGET("budget", self.budget)
-        least = float(self.costs.ratio(self.rules.least_G, self.on))
-        if least > self.budget:
-            raise BudgetError(
-                f"budget {self.budget:.3f} of the dense {self.on} cannot be reached: with every "
-                f"group at its smallest level {least:.3f} remain. Raise the budget, raise "
-                "max_sparsity, or let more groups be pruned."
-            )
+        require_reachable(self.groups, self.costs, self.on, self.budget)
 
     @staticmethod
     def from_model(
@@ -155,15 +144,15 @@ class PruningTask:
         reward = reward_named(chosen.reward) if isinstance(chosen.reward, str) else chosen.reward
         parts = prepare(model, data, chosen, groups)
         return PruningTask(
-            groups=parts.groups,
-            costs=parts.costs,
+            groups=parts.outline.groups,
+            costs=parts.outline.costs,
             evaluate=parts.evaluate,
             scores=parts.scores,
             budget=chosen.budget,
             on=chosen.on,
             reward=reward,
             dense=parts.evaluate.dense,
-            frozen=parts.frozen,
+            frozen=parts.outline.frozen,
             leftover=leftover_named(chosen.leftover),
             build=parts.evaluate.network,
             recipe=parts.evaluate.recipe,

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from prune_env.mdp.candidates import TaskOptions, outline
 from prune_env.mdp.task import PruningTask
 from prune_env.tasks.digits import dense_digits, load_digits
 
@@ -17,7 +18,17 @@ def digits(**options: Any) -> PruningTask:
     The dense network is trained at the first call (a few seconds) and cached, see
     `prune_env.tasks.digits.dense_digits`. `options` are those of `TaskOptions`.
     """
-    return digits_task(dense_digits(), **options)
+    return digits_task(digits_net(**options), **options)
+
+
+def digits_net(**options: Any) -> nn.Module:
+    """The trained network, for a task with these options; if it must be trained, checks them first.
+
+    Raises:
+        PruneEnvError: see `PruningTask.from_model`.
+    """
+    chosen, example = TaskOptions.of(options), load_digits().train.images[:2]
+    return dense_digits(before=lambda net: outline(net, [example], chosen))
 
 
 def digits_task(dense: nn.Module, **options: Any) -> PruningTask:

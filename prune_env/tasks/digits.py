@@ -9,8 +9,8 @@ CC BY 4.0, as distributed with scikit-learn (`sklearn.datasets.load_digits`); va
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -136,11 +136,14 @@ class DigitsNet(nn.Module):
         return logits
 
 
-def dense_digits(cache: Path | None = None) -> DigitsNet:
+def dense_digits(
+    cache: Path | None = None, before: Callable[[nn.Module], object] | None = None
+) -> DigitsNet:
     """The trained dense network, in eval mode: a few seconds the first time, then from a file.
 
     `cache` is a folder, by default `$PRUNE_ENV_CACHE` or `~/.cache/prune_env`. A damaged file is
-    replaced; a folder that cannot be written gives one warning and no cache.
+    replaced; a folder that cannot be written gives one warning and no cache. `before` is called
+    with the untrained network if it must be trained: what it raises is known early.
     """
     net = DigitsNet()
     shapes = {name: value.shape for name, value in net.state_dict().items()}
@@ -148,8 +151,13 @@ def dense_digits(cache: Path | None = None) -> DigitsNet:
     def fits(tensors: Tensors) -> bool:
         return {name: value.shape for name, value in tensors.items()} == shapes
 
+    def make() -> Tensors:
+        if before is not None:
+            before(net.eval())
+        return _train_dense(DENSE)
+
     file = (cache or cache_folder()) / f"digits-{_digest(shapes)}.safetensors"
-    net.load_state_dict(cached_tensors(file, partial(_train_dense, DENSE), fits))
+    net.load_state_dict(cached_tensors(file, make, fits))
     return net.eval()
 
 
