@@ -37,6 +37,7 @@ from prune_env.structure.blame import naming_layer
 from prune_env.structure.copies import copied
 from prune_env.structure.entry import require_loaded
 from prune_env.structure.groups import PrunableGroup
+from prune_env.structure.inputs import Inputs
 from prune_env.structure.options import PerGroup, constrain
 from prune_env.structure.rewrite import tensors_of
 from prune_env.surgery.apply import Candidates
