@@ -19,6 +19,8 @@ from prune_env.recovery.finetune import EpochRecord, FinetuneSettings
 from prune_env.structure.rewrite import tensors_of
 from prune_env.tasks.cache import Tensors, cache_folder, cached_tensors
 
+WEIGHTS = "model.safetensors"
+
 
 def trained(
     name: str,
@@ -56,8 +58,6 @@ def trained(
     checkpoint = folder / "checkpoint.pt"
 
     def make() -> Tensors:
-        example = take_batches(loaders[1], 2)[0].inputs
-        outline(net.eval(), [example], TaskOptions.of(options))
         with progress(f"train {name}", settings.epochs, "epochs", shown) as bar:
 
             def tell(record: EpochRecord) -> None:
@@ -72,7 +72,9 @@ def trained(
     def fits(tensors: Tensors) -> bool:
         return {key: tuple(value.shape) for key, value in tensors.items()} == shapes
 
+    if not (folder / WEIGHTS).exists():
+        outline(net.eval(), [take_batches(loaders[1], 2)[0].inputs], TaskOptions.of(options))
     with locked(folder):  # who wants the same network meanwhile waits for it
-        net.load_state_dict(cached_tensors(folder / "model.safetensors", make, fits))
+        net.load_state_dict(cached_tensors(folder / WEIGHTS, make, fits))
         checkpoint.unlink(missing_ok=True)
     return net.eval()

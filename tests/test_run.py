@@ -1,5 +1,6 @@
 """The whole path as a user starts it: it runs, refuses bad input, and survives kill -9."""
 
+import importlib
 import json
 import os
 import re
@@ -11,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from experiments import dense
+from prune_env import Ledger
+from prune_env.tasks import digits
 
 ROOT = Path(__file__).parents[1]
 QUICK = [
@@ -84,31 +89,94 @@ def test_kill_and_resume_ends_with_the_same_result(
     assert facts(tmp_path) == facts(finished[0])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--buget", "0.5"], ["--budget"]),
-        (["--budget", "0.01"], ["0.01", "remain"]),
-        (["--ignore", "stage.7.*"], ["stage.7.*", "stages."]),
-        (["--data", "/nowhere/at/all"], ["/nowhere/at/all"]),
-        (["--model", "resnet21"], ["resnet20"]),
-        (["--searcher", "pop"], ["ppo"]),
-        (["--criterion", "l3"], ["l1"]),
-        (["--task", "no.such.module:make"], ["no.such.module"]),
-        (["--weights", "/nowhere.safetensors"], ["/nowhere.safetensors"]),
-        (["--runs", "/proc/nowhere"], ["/proc/nowhere"]),
+WRONG: dict[str, list[tuple[str, str]]] = {
+    "run": [
+        ("--buget 0.5", "--budget"),
+        ("--budget a", "float"),
+        ("--budget 1.5", "at most 1"),
+        ("--evaluations 0", "at least 1"),
+        ("--config /nowhere.toml", "/nowhere.toml"),
+        ("--data /nowhere/at/all", "/nowhere/at/all"),
+        ("--model resnet21", "resnet20"),
+        ("--searcher pop", "ppo"),
+        ("--searcher json:nothing", "cannot be imported"),
+        ("--baselines unifrom", "uniform"),
+        ("--criterion l3", "l1"),
+        ("--reward kll", "kl"),
+        ("--repair least", "least_squares"),
+        ("--units structred", "structred"),
+        ("--units 5:4", "5:4"),
+        ("--on watts", "macs"),
+        ("--precision float8", "float32"),
+        ("--min-sparsity 0.9 --max-sparsity 0.5", "above"),
+        ("--task no.such.module:make", "no.such.module"),
+        ("--task digit", "digits"),
+        ("--weights /nowhere.safetensors", "/nowhere.safetensors"),
+        ("--init-policy /nowhere.safetensors", "/nowhere.safetensors"),
+        ("--searcher random --init-policy pyproject.toml", "no policy"),
+        ("--runs /proc/nowhere", "/proc/nowhere"),
     ],
-)
-@pytest.mark.long
-def test_bad_input_is_one_line_and_status_2(
-    arguments: list[str], words: list[str], tmp_path: Path
+    "compare": [
+        ("--searchers uniform,pop", "ppo"),
+        ("--criterion l3", "l1"),
+        ("--reward kll", "kl"),
+        ("--repair least", "least_squares"),
+        ("--units structred", "structred"),
+        ("--task digit", "digits"),
+        ("--budgets 0", "above 0"),
+        ("--seeds 0", "at least 1"),
+        ("--multiple-of two", "whole number"),
+        ("--init-policy /nowhere.safetensors", "/nowhere.safetensors"),
+    ],
+    "pareto": [
+        ("--agent random", "no policy"),
+        ("--agent pop", "pop"),
+        ("--searchers pop", "ppo"),
+        ("--criterion l3", "l1"),
+        ("--front 2", "at most 1"),
+    ],
+    "transfer": [
+        ("", "--from"),
+        ("--from digits --agent random", "no policy"),
+        ("--from digits --searchers pop", "ppo"),
+        ("--from digits --reward kll", "kl"),
+        ("--from digits --from-options criterion=l3", "l1"),
+        ("--from digit", "digits"),
+        ("--from digits --to digit", "digits"),
+        ("--init-policy /nowhere.safetensors", "/nowhere.safetensors"),
+    ],
+}
+"""Command -> wrong options, and what the error must say."""
+UNFIT = [("--ignore stage.7.*", "Nearest: stages."), ("--budget 0.01", "cannot be reached")]
+"""Options that fit no network of the run, which is asked before it is trained."""
+CASES = [
+    *((name, *case) for name, cases in WRONG.items() for case in cases),
+    *(pytest.param("run", *case, marks=pytest.mark.long) for case in UNFIT),
+]
+
+
+@pytest.mark.parametrize(("script", "options", "said"), CASES)
+def test_what_is_wrong_is_one_line_before_anything_is_done(
+    script: str,
+    options: str,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    done = run(tmp_path, "--dense-epochs", "0", *arguments)
-    assert done.returncode == 2, done.stderr
-    error = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(error) == 1
-    assert "Traceback" not in done.stderr
-    assert all(word in error[0] for word in words), error[0]
+    def trained(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("something was trained or measured")
+
+    for module in (dense, digits):
+        monkeypatch.setattr(module, "finetune", trained)
+    monkeypatch.setattr(Ledger, "run", trained)
+    monkeypatch.setenv("PRUNE_ENV_CACHE", str(tmp_path / "cache"))
+    main = importlib.import_module(f"experiments.{script}").main
+    assert main(["--runs", str(tmp_path / "runs"), *options.split()]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    assert said in error
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.long
