@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from damage import damaged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -128,18 +131,132 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
             PruningPlan.load(path)
 
 
+def edited(plan: PruningPlan) -> dict[str, Any]:
+    """The JSON of a plan for a hand to change: its digest is out."""
+    content: dict[str, Any] = json.loads(plan.to_json())
+    del content["sha256"]
+    return content
+
+
 def test_another_format_says_which() -> None:
-    content = json.loads(half().to_json())
-    content["format"] = 7
+    content = {**edited(half()), "format": 7}
     with pytest.raises(PlanError, match="format 7, this version reads 2"):
         PruningPlan.from_json(json.dumps(content))
 
 
+def test_a_plan_edited_by_hand_says_how_and_is_read_without_its_digest() -> None:
+    content = json.loads(half().to_json())
+    content["kept"]["b1.0"] = [0, 1]
+    with pytest.raises(PlanError, match=r"a byte has changed.*take its \"sha256\" out"):
+        PruningPlan.from_json(json.dumps(content))
+    del content["sha256"]
+    assert PruningPlan.from_json(json.dumps(content)).kept["b1.0"] == (0, 1)
+
+
+def test_notes_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+    plan = PruningPlan(half().groups, half().kept, {"model": object()})
+    with pytest.raises(PlanError, match=r"notes must be JSON.*Leave that note out"):
+        plan.save(tmp_path / "plan.json")
+    assert not (tmp_path / "plan.json").exists()
+
+
+GROUP, AXIS = ("groups", 0), ("groups", 0, "axes", 0)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ((*AXIS, "sizes"), ["x"], r"groups\[0\].axes\[0\].sizes\[0\] is 'x' \(str\), not a whole"),
+        ((*AXIS, "sizes"), [True], r"sizes\[0\] is True"),
+        ((*AXIS, "sizes"), [7], r"axes\[0\].index does not fit 8 units along 7"),
+        ((*AXIS, "index"), [[1, 1]], "index does not fit 8 units along 8"),
+        ((*AXIS, "index"), [[-1, 1]], "index does not fit"),
+        ((*AXIS, "index"), [[0, 0]], "index does not fit"),
+        ((*AXIS, "index"), [{"rows": [[0]] * 8}], "index does not fit"),
+        ((*AXIS, "index"), [{"rows": []}], "index does not fit"),
+        ((*AXIS, "index"), [{"rows": [[n, 8] for n in range(8)]}], "index does not fit"),
+        ((*AXIS, "index"), [[0, 1], [0, 1]], "another number of dims"),
+        ((*AXIS, "dims"), [-1], r"dims are \[-1\]"),
+        ((*AXIS, "role"), "side", "role is 'side'"),
+        ((*AXIS, "tensor"), None, "tensor is None"),
+        ((*AXIS, "more"), 1, "unknown field 'more'"),
+        ((*GROUP, "grid"), [], "grid has no units"),
+        ((*GROUP, "grid"), [0], "grid has no units"),
+        ((*GROUP, "axes"), [], "lives in no tensor"),
+        ((*GROUP, "min_keep"), -1, "bound below zero"),
+        ((*GROUP, "multiple_of"), 0, "multiples of nothing"),
+        ((*GROUP, "absent"), 8, "has no units"),
+        ((*GROUP, "pattern"), {"kind": "Best"}, "pattern is unknown"),
+        ((*GROUP, "pattern"), {"kind": []}, "pattern is unknown"),
+        ((*GROUP, "pattern"), {"kind": "NM", "m": 0}, "pattern does not fit the grid"),
+        ((*GROUP, "pattern"), {"kind": "NM", "m": -4}, "pattern has steps of"),
+        ((*GROUP, "pattern"), {"kind": "Unstructured", "levels_per_group": 0}, "does not fit"),
+        (("groups",), [], "kept and groups differ"),
+        (("kept", "other"), [], r"kept and groups differ.*\['other'\]"),
+        (("kept", "stem.0"), {"bits": "!"}, r"kept\['stem.0'\] is no base64"),
+        (("kept", "stem.0"), {"bits": "AAAA"}, r"has 24 bits for 8"),
+        (("kept", "stem.0"), [0, 8], "units of group 'stem.0' must be"),
+        (("extra",), 1, "unknown field 'extra'"),
+        (("summary",), 1, "summary is 1"),
+    ],
+)  # fmt: skip
+def test_every_malformed_field_is_named(place: tuple[Any, ...], value: Any, said: str) -> None:
+    content = node = edited(half())
+    for key in place[:-1]:
+        node = node[key]
+    node[place[-1]] = value
+    with pytest.raises(PlanError, match=said):
+        compact(toy("residual").model, PruningPlan.from_json(json.dumps(content)))
+
+
+def test_sizes_of_a_file_cost_nothing_before_they_are_held_against_a_model() -> None:
+    """A line of JSON that speaks of 10^13 units: they would not fit any memory."""
+    units = 10**13
+    axis = {
+        "tensor": "stem.0.weight",
+        "dims": [0],
+        "index": [[0, 1]],
+        "sizes": [units],
+        "role": "out",
+    }
+    content = edited(half())
+    content["kept"], content["groups"] = {"g": [0]}, [{"name": "g", "grid": [units], "axes": [axis],
+                                                       "pattern": {"kind": "TopK"}}]  # fmt: skip
+    plan = PruningPlan.from_json(json.dumps(content))
+    for use in (compact, lambda m, p: masked(m, p).__enter__()):
+        with pytest.raises(PlanError, match=r"does not fit"):
+            use(toy("residual").model, plan)
+
+
+@pytest.mark.parametrize(
+    "path", ["", "forward", "stem.0.padding_mode", "no.where", "stem.0.groups"]
+)
+def test_what_counts_units_must_count_them(path: str) -> None:
+    """A file cannot name an attribute to overwrite: only a number that is what the units are."""
+    content = edited(half())
+    axis = {"tensor": path, "dims": [0], "index": [[0, 1]], "sizes": [8], "role": "count"}
+    content["groups"][0]["axes"].append(axis)
+    plan = PruningPlan.from_json(json.dumps(content))
+    with pytest.raises(PlanError, match=r"is counted by '.*', which is 8 in its network and"):
+        compact(toy("residual").model, plan)
+
+
+@given(data=st.data())
+@settings(max_examples=200)
+def test_a_damaged_plan_is_refused_or_the_same(data: st.DataObject) -> None:
+    plan = half("chain")
+    broken = damaged(plan.to_json().encode(), data)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "plan.json").write_bytes(broken)
+        with contextlib.suppress(PlanError):
+            assert PruningPlan.load(Path(folder) / "plan.json") == plan
+
+
 @given(data=st.data())
 @settings(max_examples=300)
-def test_damage_never_escapes_the_family(data: st.DataObject) -> None:
+def test_edits_never_escape_the_family(data: st.DataObject) -> None:
     """Drop or replace any one value of a plan: it still loads, or says what is wrong."""
-    content = json.loads(half("chain").to_json())
+    content = edited(half("chain"))
     node: Any = content
     while True:
         keys = list(node) if isinstance(node, dict) else list(range(len(node)))

@@ -144,6 +144,7 @@ def require_tensors(model: nn.Module, groups: Sequence[PrunableGroup]) -> None:
     for group in groups:
         for axis in group.axes:
             if axis.role == "count":
+                _require_count(model, group, axis)
                 continue
             found = tensors.get(axis.tensor)
             if found is None:
@@ -165,6 +166,20 @@ def _why_missing(name: str, tensors: Iterable[str]) -> str:
     if inside is None:
         return "Were the groups found on another model? Run find_groups on this one."
     return f"It has '{inside}': give the module inside the wrapper (.module, ._orig_mod)."
+
+
+def _require_count(model: nn.Module, group: PrunableGroup, axis: Axis) -> None:
+    path, _, attribute = axis.tensor.rpartition(".")
+    try:
+        found = getattr(model.get_submodule(path), attribute, None)
+    except AttributeError:
+        found = None
+    if type(found) is not int or found != axis.sizes[0]:
+        raise GroupError(
+            f"group '{group.name}' is counted by '{axis.tensor}', which is {axis.sizes[0]} in its "
+            f"network and {found!r} in this model. Was it pruned already, or built for another "
+            "width? Use the original dense model."
+        )
 
 
 Places = Mapping[str, "list[tuple[nn.Module, str]]"]

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from prune_env.checks import real, whole
 from prune_env.errors import GroupError, PlanError
-from prune_env.storage import write_text
-from prune_env.structure.groups import Axis, PrunableGroup, Span, Table
-from prune_env.structure.patterns import PATTERNS
+from prune_env.records import read_record
+from prune_env.storage import Unreadable, seal, unseal, write_text
+from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.rewrite import require_tensors
 from prune_env.surgery.criteria import Criterion, score_units
 from prune_env.surgery.recipe import Recipe
 from prune_env.surgery.rounds import in_dense_terms
+from prune_env.surgery.written import group_content, kept_content, read_group, read_kept
 
 FORMAT = 2
-
-LISTED = 4096
-"""A grid of more units is written as a bit per unit, not as a list of the kept."""
 
 
 @dataclass(frozen=True)
@@ -149,35 +144,38 @@ class PruningPlan:
             raise PlanError(f"this plan does not fit {type(model).__name__}: {error}") from error
 
     def to_json(self) -> str:
-        """The plan as JSON text."""
-        return json.dumps({"format": FORMAT, **_content_of(self)}, indent=1)
+        """The plan as JSON text, sealed by a digest of its content.
+
+        Raises:
+            PlanError: the notes cannot be JSON.
+        """
+        try:
+            return seal({"format": FORMAT, **_content_of(self)}, indent=1)
+        except (TypeError, ValueError) as error:
+            raise PlanError(f"a plan's notes must be JSON: {error}. Leave that out.") from error
 
     @staticmethod
     def from_json(text: str) -> PruningPlan:
         """Read what `to_json` wrote.
 
+        A plan may be written or edited by hand: without "sha256" its content is checked alone.
+
         Raises:
-            PlanError: not JSON, another format, or fields missing or malformed.
+            PlanError: not JSON, damaged, another format, or fields missing or malformed.
         """
         try:
-            content = json.loads(text)
-            if content["format"] != FORMAT:
+            content = unseal(text, required=False)
+            found = content.pop("format", None)
+            if found != FORMAT:
                 raise PlanError(
-                    f"the plan has format {content['format']!r}, this version reads {FORMAT}. "
-                    "Make it again, or use the version of prune_env that wrote it."
+                    f"the plan has format {found!r}, this version reads {FORMAT}. Make it again, "
+                    "or use the version of prune_env that wrote it."
                 )
-            return _plan_of(content)
-        except (
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+            return _plan_of(content, "")
+        except (Unreadable, RecursionError) as error:
             raise PlanError(
-                f"this is not a pruning plan ({type(error).__name__}: {error}). Give a plan.json "
-                "that PruningPlan.save wrote."
+                f"this is not a pruning plan ({error}). Give a plan.json that PruningPlan.save "
+                'wrote; to edit one by hand, take its "sha256" out.'
             ) from error
 
     def save(self, path: str | Path) -> Path:
@@ -193,7 +191,7 @@ class PruningPlan:
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise PlanError(f"cannot read the plan '{path}': {error}.") from error
         return PruningPlan.from_json(text)
 
@@ -226,85 +224,55 @@ def _require_units(group: PrunableGroup, units: Sequence[int]) -> None:
         )
 
 
-def _written(units: Sequence[int], count: int) -> Any:
-    """Kept units as JSON has them: a list, or base64 of a bit for each of `count` units."""
-    if count <= LISTED:
-        return list(units)
-    mask = np.zeros(count, dtype=bool)
-    mask[list(units)] = True
-    return {"bits": base64.b64encode(np.packbits(mask).tobytes()).decode()}
-
-
-def _read(units: Any, count: int) -> tuple[int, ...]:
-    """What `_written` wrote of `count` units."""
-    if not isinstance(units, Mapping):
-        return tuple(units)
-    packed = np.frombuffer(base64.b64decode(units["bits"], validate=True), dtype=np.uint8)
-    if len(packed) != (count + 7) // 8:
-        raise ValueError(f"{8 * len(packed)} bits for {count} units")
-    return tuple(np.unpackbits(packed).nonzero()[0].tolist())
-
-
 def _content_of(plan: PruningPlan) -> dict[str, Any]:
     """A plan as JSON has it; of several rounds each is written, the whole follows from them."""
     summary = {g.name: f"{len(plan.kept[g.name])} of {g.units}" for g in plan.groups}
     shown = {"notes": dict(plan.notes), "summary": summary}
     if plan.rounds:
         return {**shown, "rounds": [_content_of(one) for one in plan.rounds]}
-    groups = []
-    for group in plan.groups:
-        entry = dataclasses.asdict(group)
-        entry["pattern"] = {"kind": type(group.pattern).__name__, **entry["pattern"]}
-        entry["axes"] = [_axis_to_dict(axis) for axis in group.axes]
-        groups.append(entry)
     return {
         **shown,
         "recipe": None if plan.recipe is None else dataclasses.asdict(plan.recipe),
-        "kept": {g.name: _written(plan.kept[g.name], g.cells) for g in plan.groups},
-        "groups": groups,
+        "kept": {g.name: kept_content(plan.kept[g.name], g.cells) for g in plan.groups},
+        "groups": [group_content(group) for group in plan.groups],
     }
 
 
-def _plan_of(content: Mapping[str, Any]) -> PruningPlan:
-    notes = dict(content["notes"])
+@dataclass(frozen=True)
+class _One:
+    """The fields of a plan of one round."""
+
+    notes: dict[str, Any]
+    summary: dict[str, str]
+    recipe: Recipe | None
+    kept: dict[str, Any]
+    groups: tuple[PrunableGroup, ...]
+
+
+@dataclass(frozen=True)
+class _Several:
+    """The fields of a plan of several rounds."""
+
+    notes: dict[str, Any]
+    summary: dict[str, str]
+    rounds: tuple[Any, ...]
+
+
+def _plan_of(content: dict[str, Any], place: str) -> PruningPlan:
     if "rounds" in content:
-        first, *others = [_plan_of(one) for one in content["rounds"]]
-        return dataclasses.replace(reduce(PruningPlan.then, others, first), notes=notes)
-    groups = tuple(_group_of(entry) for entry in content["groups"])
-    counts = {group.name: group.cells for group in groups}
-    kept = {str(name): _read(us, counts[name]) for name, us in content["kept"].items()}
-    recipe = None if content["recipe"] is None else Recipe.of(content["recipe"])
-    return PruningPlan(groups, kept, notes, recipe)
-
-
-def _axis_to_dict(axis: Axis) -> dict[str, Any]:
-    index = [
-        [i.start, i.width] if isinstance(i, Span) else {"rows": [list(row) for row in i.rows]}
-        for i in axis.index
-    ]
-    return {**dataclasses.asdict(axis), "index": index}
-
-
-def _group_of(entry: dict[str, Any]) -> PrunableGroup:
-    axes = []
-    for axis in entry["axes"]:
-        index = tuple(
-            Table(tuple(tuple(row) for row in i["rows"])) if isinstance(i, dict) else Span(*i)
-            for i in axis["index"]
-        )
-        dims, sizes = tuple(axis["dims"]), tuple(axis["sizes"])
-        if not (isinstance(axis["tensor"], str) and all(isinstance(n, int) for n in dims + sizes)):
-            raise TypeError(f"an axis of '{entry['name']}' is malformed")
-        axes.append(Axis(axis["tensor"], dims, index, sizes, axis["role"]))
-    pattern = dict(entry["pattern"])
-    kind = PATTERNS[pattern.pop("kind")]
-    fields = {
-        **entry,
-        "grid": tuple(entry["grid"]),
-        "axes": tuple(axes),
-        "pattern": kind(**pattern),
-    }
-    group = PrunableGroup(**fields)
-    for place in group.axes:
-        place.owners(group.grid)  # an index that does not fit its grid and sizes fails here
-    return group
+        several = read_record(_Several, content, place)
+        plans = [_plan_of(one, f"{place}rounds[{n}]") for n, one in enumerate(several.rounds)]
+        if len(plans) < 2:
+            raise Unreadable(f"{place}rounds are {len(plans)}, not two or more")
+        try:
+            return dataclasses.replace(reduce(PruningPlan.then, plans), notes=several.notes)
+        except (RuntimeError, MemoryError) as error:  # sizes that no network has
+            raise Unreadable(f"{place}rounds do not fit each other: {error}") from error
+    one = read_record(_One, content, place, {PrunableGroup: read_group})
+    cells = {group.name: group.cells for group in one.groups}
+    unknown = sorted(set(one.kept) - set(cells))
+    if unknown or len(cells) != len(one.groups):
+        named = unknown or [group.name for group in one.groups]
+        raise Unreadable(f"kept and groups differ, or a name is there twice: {named[:3]}")
+    kept = {n: read_kept(units, cells[n], f"kept['{n}']") for n, units in one.kept.items()}
+    return PruningPlan(one.groups, kept, one.notes, one.recipe)

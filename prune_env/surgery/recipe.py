@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+
+from prune_env.errors import PlanError
 
 CALIBRATION_SAMPLES = 500
 """Training samples that statistics are of, unless something else is asked for."""
@@ -29,19 +29,9 @@ class Recipe:
     model: str = ""
     data: str = ""
 
-    @staticmethod
-    def of(content: Mapping[str, Any]) -> Recipe:
-        """A recipe from its fields, as JSON has them.
-
-        Raises:
-            ValueError, TypeError: a field is missing, unknown or of another kind.
-        """
-        recipe = Recipe(**content)
-        kinds = {"repair": str | None, "model": str, "data": str}
-        for field in fields(Recipe):
-            value = content[field.name]
-            if isinstance(value, bool) or not isinstance(value, kinds.get(field.name, int)):
-                raise TypeError(f"'{field.name}' of the recipe is {value!r}")
-        if recipe.calibration_samples < 1 or recipe.batch_size < 0:
-            raise ValueError("the recipe counts samples below zero")
-        return recipe
+    def __post_init__(self) -> None:
+        if self.calibration_samples < 1 or self.batch_size < 0:
+            raise PlanError(
+                f"the recipe has {self.calibration_samples} calibration samples in batches of "
+                f"{self.batch_size}. At least one sample is needed; 0 chooses a batch size."
+            )
