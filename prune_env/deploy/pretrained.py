@@ -18,8 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from prune_env.deploy.configs import config_of
+from prune_env.deploy.layers import dropped_layers, renumbered, shallower
+from prune_env.deploy.reading_back import agree, require_free, write_checked
 from prune_env.errors import ModelError, PlanError
-from prune_env.structure.inputs import Inputs, call_model, eval_mode, logits_of
+from prune_env.structure.blocks import choice_biases, routers
+from prune_env.structure.inputs import Inputs
 from prune_env.structure.rewrite import Layout, tensors_of
 from prune_env.surgery.plan import PruningPlan
 
@@ -29,8 +32,8 @@ Scale = tuple[str, int]
 
 TOGETHER = 4
 """Numbers of a config that are changed together at most: heads of two kinds, neurons, experts."""
-AGREEMENT = 1e-3
-"""Of the largest output, what two networks may differ by and pass for the same."""
+NEVER = -0.5
+"""Of the largest number of a type: the bias of what must not be chosen."""
 
 
 def export_pretrained(
@@ -41,37 +44,51 @@ def export_pretrained(
 ) -> Path:
     """Write a pruned network as a plain `from_pretrained` folder with a smaller config.
 
-    The config is found, not looked up; see `fitting_config`.
+    The config is found, not looked up; see `fitting_config`. Layers of which nothing is left are
+    taken out, and the others count from 0 again. The folder is read back and run beside `small`
+    before it is put in place. Its files are the library's own, so they carry no checksum of ours.
 
     Args:
         small: what `compact` made with `plan`, fine-tuned or not.
-        plan: keeps as much of every layer.
-        folder: made if missing.
+        plan: keeps as much of every layer that it keeps at all.
+        folder: made if missing; holds no model yet.
         example_inputs: one batch to compare the two networks on; None: the library's dummy ids.
 
     Raises:
         ModelError: the model carries no config, or does not run on the inputs.
         PlanError: no config describes `small`; names the first tensor that differs.
+        RunError: the folder cannot be written, or holds a model.
     """
+    require_free(folder)
     config = fitting_config(small, plan, example_inputs)
-    return _write(small, config, _values(small), folder)
+    values = renumbered(_values(small), dropped_layers(small))
+    return write_checked(small, config, values, folder, _inputs(small, example_inputs))
 
 
-def export_padded(small: nn.Module, plan: PruningPlan, folder: str | Path) -> Path:
+def export_padded(
+    small: nn.Module,
+    plan: PruningPlan,
+    folder: str | Path,
+    example_inputs: Inputs | None = None,
+) -> Path:
     """Write a pruned network as a `from_pretrained` folder of the dense shape, padded by zeros.
 
-    Computes what `small` computes, for every group whose masked network equals the compact one,
-    at the cost of the dense network.
+    Computes what `small` computes, at the cost of the dense network. Units that are chosen, not
+    read, get a bias that no choice falls on.
 
     Args:
         small: what `compact` made with `plan`, fine-tuned or not.
         plan: any plan.
-        folder: made if missing.
+        folder: made if missing; holds no model yet.
+        example_inputs: one batch to compare the two networks on; None: the library's dummy ids.
 
     Raises:
-        ModelError: the model carries no config.
-        PlanError: `small` was not made with `plan`; names the first tensor that differs.
+        ModelError: the model carries no config, or does not run on the inputs.
+        PlanError: `small` was not made with `plan` (names the first tensor that differs), or what
+            is left out can still be chosen in the dense shape.
+        RunError: the folder cannot be written, or holds a model.
     """
+    require_free(folder)
     config = copy.deepcopy(_config(small))
     shapes = _shapes_under(small, config)
     padded = _values(small)
@@ -81,7 +98,27 @@ def export_padded(small: nn.Module, plan: PruningPlan, folder: str | Path) -> Pa
         whole = padded[name].new_zeros(shapes[name])
         whole.view(-1)[places.reshape(-1).to(whole.device)] = padded[name].reshape(-1)
         padded[name] = whole
-    return _write(small, config, padded, folder)
+    _close_doors(plan, padded)
+    return write_checked(small, config, padded, folder, _inputs(small, example_inputs))
+
+
+def _close_doors(plan: PruningPlan, padded: Mapping[str, Tensor]) -> None:
+    """Let no removed unit be chosen: a bias that decides the choice says never, in place.
+
+    Raises:
+        PlanError: units that are chosen were removed, and no bias of theirs decides.
+    """
+    for group, router in routers(plan.groups, padded):
+        gone = sorted(set(range(group.units)) - set(plan.kept[group.name]))
+        biases = choice_biases(group, padded)
+        if gone and not biases:
+            raise PlanError(
+                f"'{router}' chooses among the units of '{group.name}' and has no bias: in the "
+                f"dense shape it would choose the {len(gone)} that were removed, as zeros. Keep "
+                "as many of them in every layer and use export_pretrained, or use prune_env.save."
+            )
+        for name in biases:
+            padded[name][gone] = NEVER * torch.finfo(padded[name].dtype).max
 
 
 def _places(plan: PruningPlan, shapes: Shapes) -> dict[str, Tensor]:
@@ -102,26 +139,32 @@ def fitting_config(
     """The config whose model has the shapes of `small` and computes the same.
 
     Whole numbers of the config are scaled by what the plan keeps of a group, one to `TOGETHER` of
-    them at a time. Shapes alone do not decide (half the heads, or heads of half the width), so
-    both networks are run.
+    them at a time; layers of which nothing is left are no longer counted. Shapes alone do not
+    decide (half the heads, or heads of half the width), so both networks are run.
 
     Raises:
         ModelError: the model carries no config, or does not run on the inputs.
         PlanError: there is none; names the first tensor that differs.
     """
-    config = _config(small)
-    wanted = {name: tuple(tensor.shape) for name, tensor in tensors_of(small).items()}
+    config, dropped = _config(small), dropped_layers(small)
+    values = renumbered(_values(small), dropped)
+    wanted = {name: tuple(tensor.shape) for name, tensor in values.items()}
+    inputs, apart = None, []
+    for base in shallower(config, dropped):
+        found = _shapes_under(small, base)
+        apart = _apart(wanted, found)
+        inputs = _inputs(small, example_inputs) if apart or dropped else None
+        if not apart and (inputs is None or _agree(small, base, values, inputs)):
+            return base
+        for scales in _sets(_scales(small, base, plan, set(apart))) if apart else ():
+            scaled = _with(base, scales)
+            fits = _shapes_under(small, scaled) == wanted
+            if fits and inputs is not None and _agree(small, scaled, values, inputs):
+                return scaled
     found = _shapes_under(small, config)
     apart = _apart(wanted, found)
-    if not apart:
-        return copy.deepcopy(config)
-    inputs = _inputs(small, example_inputs)
-    for scales in _sets(_scales(small, config, plan, set(apart))):
-        scaled = _with(config, scales)
-        if _shapes_under(small, scaled) == wanted and _agree(small, scaled, inputs):
-            return scaled
     raise PlanError(
-        f"{_differs(apart[0], tensors_of(small), found)} A config has one width for all layers, "
+        f"{_differs(apart[0], values, found)} A config has one width for all layers, "
         "and no smaller one fits: use a plan that keeps as much of every layer, export_padded, or "
         "prune_env.save."
     )
@@ -139,7 +182,7 @@ def _scales(small: nn.Module, config: Any, plan: PruningPlan, apart: set[str]) -
         for name, value in config.to_dict().items()
         if type(value) is int and value > 1
         for kept, units in sorted(ratios)
-        if kept < units and value * kept % units == 0
+        if 0 < kept < units and value * kept % units == 0
     ]
     result = []
     for scale in dict.fromkeys(scales):
@@ -171,26 +214,12 @@ def _inputs(small: nn.Module, given: Inputs | None) -> Inputs:
     return inputs
 
 
-def _agree(small: nn.Module, config: Any, inputs: Inputs) -> bool:
+def _agree(small: nn.Module, config: Any, values: Mapping[str, Tensor], inputs: Inputs) -> bool:
     """Whether the config's model, with the weights of `small`, computes what `small` does."""
     with torch.random.fork_rng([]):
-        model = type(small)(copy.deepcopy(config)).to(_place(small))
-    model.load_state_dict(_values(small))
-    try:
-        with eval_mode(small), eval_mode(model), torch.no_grad():
-            ours, theirs = (logits_of(call_model(net, inputs)) for net in (small, model))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise ModelError(
-            f"{type(small).__name__} does not run on the inputs to compare on: {error}. Give "
-            "example_inputs."
-        ) from error
-    tolerance = AGREEMENT * float(ours.abs().max())
-    return ours.shape == theirs.shape and float((ours - theirs).abs().max()) <= tolerance
-
-
-def _place(model: nn.Module) -> Tensor:
-    """A tensor on the model's device and of its type."""
-    return next(model.parameters()).detach()
+        model = type(small)(copy.deepcopy(config)).to(next(small.parameters()).detach())
+    model.load_state_dict(dict(values))
+    return agree(small, model, inputs)
 
 
 def _values(model: nn.Module) -> dict[str, Tensor]:
@@ -216,7 +245,7 @@ def _shapes_under(small: nn.Module, config: Any) -> Shapes:
     try:
         with torch.device("meta"):
             model = type(small)(copy.deepcopy(config))
-    except (ValueError, TypeError, ArithmeticError, RuntimeError):
+    except Exception:  # whatever numbers that do not fit each other run into
         return {}
     return {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
 
@@ -229,14 +258,3 @@ def _config(model: nn.Module) -> Any:
             "become a from_pretrained folder. Use prune_env.save."
         )
     return config
-
-
-def _write(
-    small: nn.Module, config: Any, tensors: Mapping[str, Tensor], folder: str | Path
-) -> Path:
-    with torch.device("meta"):
-        model: Any = type(small)(config)
-    model.load_state_dict(dict(tensors), assign=True)
-    model.tie_weights()
-    model.save_pretrained(Path(folder))
-    return Path(folder)

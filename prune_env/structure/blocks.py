@@ -116,7 +116,7 @@ def unrouted(
     """
     removed = {}
     tensors = tensors_of(model)
-    for group, router in _routers(groups, tensors):
+    for group, router in routers(groups, tensors):
         if group.name in kept and len(kept[group.name]) < group.units:
             gone_E = torch.ones(group.units, dtype=torch.bool)
             gone_E[kept[group.name]] = False
@@ -124,7 +124,7 @@ def unrouted(
     return _Unrouted(removed) if removed else nullcontext()
 
 
-def _routers(
+def routers(
     groups: Sequence[PrunableGroup], tensors: Mapping[str, Tensor]
 ) -> Iterator[tuple[PrunableGroup, str]]:
     """Groups whose units nothing reads (they are chosen), each with the matrix that chooses."""
@@ -134,6 +134,12 @@ def _routers(
         matrices = [name for name in places if tensors[name].ndim == 2]
         if group.units > 1 and "in" not in roles and 0 < len(matrices) < len(places):
             yield group, matrices[0]
+
+
+def choice_biases(group: PrunableGroup, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Vectors with a number per unit that are added before units are chosen."""
+    shifts = (axis.tensor for axis in group.axes if axis.role == "shift")
+    return tuple(name for name in shifts if tensors[name].ndim == 1)
 
 
 class _Unrouted(TorchDispatchMode):

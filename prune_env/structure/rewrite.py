@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prune_env.errors import GroupError
 from prune_env.structure.entry import require_network
 from prune_env.structure.groups import Axis, PrunableGroup, expand
-from prune_env.structure.skip import switch
+from prune_env.structure.skip import BRANCHES, OUTPUTS, switch
 
 Kept = Mapping[str, Tensor]
 """Kept units per group name: flat unit indices, int64, ascending."""
@@ -170,8 +170,9 @@ def _why_missing(name: str, tensors: Iterable[str]) -> str:
 
 def _require_count(model: nn.Module, group: PrunableGroup, axis: Axis) -> None:
     path, _, attribute = axis.tensor.rpartition(".")
+    unset = axis.sizes[0] if attribute in (BRANCHES, OUTPUTS) else None  # set by the first cut
     try:
-        found = getattr(model.get_submodule(path), attribute, None)
+        found = getattr(model.get_submodule(path), attribute, unset)
     except AttributeError:
         found = None
     if type(found) is not int or found != axis.sizes[0]:

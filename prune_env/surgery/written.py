@@ -106,7 +106,8 @@ def _check_axis(axis: Axis, grid: tuple[int, ...], place: str) -> None:
     _require(distinct and min(axis.dims) >= 0, f"{place}.dims are {list(axis.dims)}")
     for index, units, size in zip(axis.index, grid, axis.sizes, strict=True):
         if isinstance(index, Span):
-            fits = min(index.start, index.width - 1) >= 0
+            least = 0 if axis.role == "count" else 1  # an attribute may only lie beside the units
+            fits = index.start >= 0 and index.width >= least
             fits = fits and index.start + units * index.width <= size
         else:
             flat = [entry for row in index.rows for entry in row]
