@@ -19,6 +19,7 @@ from prune_env.errors import ModelError, PlanError, RunError
 from prune_env.storage import load_described, load_tensors, save_tensors
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup
+from prune_env.structure.sublayers import sublayer_groups
 from prune_env.surgery.apply import compact
 from prune_env.surgery.plan import PruningPlan, rank_units
 from prune_env.testing import toy_model
@@ -231,3 +232,114 @@ def test_a_plan_of_another_cut_is_refused(tmp_path: Path) -> None:
     _, other = pruned("mistral", uneven)
     with pytest.raises(PlanError, match="in the pruned network"):
         export_padded(small, other, tmp_path)
+
+
+# ---- what is exported is read back and run before it is put in place
+
+
+def test_a_folder_that_holds_a_model_is_left_alone(tmp_path: Path) -> None:
+    small, plan = pruned("mistral", half)
+    export_padded(small, plan, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for export in (export_padded, export_pretrained):
+        with pytest.raises(RunError, match="holds a model already"):
+            export(small, plan, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("export", [export_padded, export_pretrained])
+def test_a_network_that_does_more_than_its_config_is_refused(export: Any, tmp_path: Path) -> None:
+    """A hook of the user's own is in no file: the folder would compute something else."""
+    small, plan = pruned("mistral", half)
+    small.register_forward_hook(lambda module, args, out: {"logits": 2 * out.logits})
+    (tmp_path / "note").write_text("kept")
+    with pytest.raises(PlanError, match=r"computes something else|no smaller one fits"):
+        export(small, plan, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["note"]
+
+
+def test_inputs_that_do_not_run_ask_for_an_example(tmp_path: Path) -> None:
+    small, plan = pruned("mistral", half)
+    with pytest.raises(ModelError, match="Give example_inputs"):
+        export_padded(small, plan, tmp_path / "x", {"input_ids": torch.zeros(1, 2, 3)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def without(*gone: str) -> tuple[nn.Module, PruningPlan]:
+    """Three layers of which the named branches go."""
+    torch.manual_seed(0)
+    sizes = {**SIZES, "num_hidden_layers": 3, "num_key_value_heads": 2}
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    groups = sublayer_groups(model, tokens())
+    kept = {g.name: () if any(name in g.name for name in gone) else (0,) for g in groups}
+    assert list(kept.values()).count(()) == len(gone)
+    plan = PruningPlan(groups, kept)
+    return compact(model, plan), plan
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_layers_with_nothing_left_are_not_counted(layer: int, tmp_path: Path) -> None:
+    small, plan = without(f"layers.{layer}.self_attn", f"layers.{layer}.mlp")
+    export_pretrained(small, plan, tmp_path / "x")
+    again = transformers.Qwen2ForCausalLM.from_pretrained(tmp_path / "x")
+    assert again.config.num_hidden_layers == len(again.config.layer_types) == 2
+    torch.testing.assert_close(logits(again), logits(small), rtol=1e-5, atol=1e-5)
+    size = sum(p.numel() for p in small.parameters())
+    assert sum(p.numel() for p in again.parameters()) == size
+
+
+def test_half_a_layer_fits_no_config_but_its_zeros_do(tmp_path: Path) -> None:
+    small, plan = without("layers.1.self_attn")
+    with pytest.raises(
+        PlanError, match=r"self_attn.*no smaller one fits.*export_padded"
+    ):
+        export_pretrained(small, plan, tmp_path / "x")
+    export_padded(small, plan, tmp_path / "x")
+    again = transformers.Qwen2ForCausalLM.from_pretrained(tmp_path / "x")
+    torch.testing.assert_close(logits(again), logits(small), rtol=1e-5, atol=1e-5)
+
+
+MIXTURES = {
+    "Mixtral": {"num_local_experts": 6},
+    "GptOss": {"num_local_experts": 6, "head_dim": 8},  # its router has a bias
+}
+
+
+def mixture(name: str, keeps: Callable[[int], int]) -> tuple[nn.Module, PruningPlan]:
+    """A mixture whose nth layer keeps as many experts as `keeps` says."""
+    torch.manual_seed(0)
+    sizes = {**SIZES, "num_key_value_heads": 2, "num_experts_per_tok": 2, "pad_token_id": 0}
+    config = getattr(transformers, f"{name}Config")(**sizes, **MIXTURES[name])
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    found = find_groups(model, tokens())
+    groups = [g for g in found if g.name.endswith("experts") and not g.frozen]
+    levels = [keeps(number) for number in range(len(groups))]
+    plan = PruningPlan.of_levels(groups, levels, rank_units(model, groups))
+    return compact(model, plan).eval(), plan
+
+
+def test_a_router_with_a_bias_never_chooses_what_was_removed(tmp_path: Path) -> None:
+    small, plan = mixture("GptOss", lambda number: 3 + number)
+    export_padded(small, plan, tmp_path / "x")
+    again = transformers.GptOssForCausalLM.from_pretrained(tmp_path / "x")
+    torch.testing.assert_close(logits(again), logits(small), rtol=1e-5, atol=1e-5)
+
+
+def test_a_router_without_a_bias_is_refused_and_the_cure_works(tmp_path: Path) -> None:
+    """Rows of zeros would be chosen: logits off by half of the largest, without a word."""
+    small, plan = mixture("Mixtral", lambda number: 4)
+    with pytest.raises(PlanError, match=r"has no bias.*2 that were removed.*export_pretrained"):
+        export_padded(small, plan, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    export_pretrained(small, plan, tmp_path / "x")
+    again = transformers.MixtralForCausalLM.from_pretrained(tmp_path / "x")
+    assert again.config.num_local_experts == 4
+    torch.testing.assert_close(logits(again), logits(small), rtol=1e-5, atol=1e-5)
+    whole, plan = mixture("Mixtral", lambda number: 6)
+    export_padded(whole, plan, tmp_path / "y")
