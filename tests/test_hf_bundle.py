@@ -293,9 +293,7 @@ def test_layers_with_nothing_left_are_not_counted(layer: int, tmp_path: Path) ->
 
 def test_half_a_layer_fits_no_config_but_its_zeros_do(tmp_path: Path) -> None:
     small, plan = without("layers.1.self_attn")
-    with pytest.raises(
-        PlanError, match=r"self_attn.*no smaller one fits.*export_padded"
-    ):
+    with pytest.raises(PlanError, match=r"self_attn.*no smaller one fits.*export_padded"):
         export_pretrained(small, plan, tmp_path / "x")
     export_padded(small, plan, tmp_path / "x")
     again = transformers.Qwen2ForCausalLM.from_pretrained(tmp_path / "x")

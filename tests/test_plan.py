@@ -155,7 +155,7 @@ def test_a_plan_edited_by_hand_says_how_and_is_read_without_its_digest() -> None
 
 def test_notes_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     plan = PruningPlan(half().groups, half().kept, {"model": object()})
-    with pytest.raises(PlanError, match=r"notes must be JSON.*Leave that note out"):
+    with pytest.raises(PlanError, match=r"notes must be JSON.*Leave that out"):
         plan.save(tmp_path / "plan.json")
     assert not (tmp_path / "plan.json").exists()
 
@@ -210,22 +210,29 @@ def test_every_malformed_field_is_named(place: tuple[Any, ...], value: Any, said
 
 
 def test_sizes_of_a_file_cost_nothing_before_they_are_held_against_a_model() -> None:
-    """A line of JSON that speaks of 10^13 units: they would not fit any memory."""
-    units = 10**13
-    axis = {
-        "tensor": "stem.0.weight",
-        "dims": [0],
-        "index": [[0, 1]],
-        "sizes": [units],
-        "role": "out",
-    }
-    content = edited(half())
-    content["kept"], content["groups"] = {"g": [0]}, [{"name": "g", "grid": [units], "axes": [axis],
-                                                       "pattern": {"kind": "TopK"}}]  # fmt: skip
-    plan = PruningPlan.from_json(json.dumps(content))
+    """A line of JSON that speaks of 10^13 units, or of a tensor so long: no memory has them."""
+    size = 10**13
+    axis = {"tensor": "stem.0.weight", "dims": [0], "index": [[0, 1]], "sizes": [size]}
+    group = {"name": "g", "grid": [size], "axes": [axis], "pattern": {"kind": "TopK"}}
+    content = {**edited(half()), "kept": {"g": [0]}, "groups": [group]}
+    with pytest.raises(PlanError, match="10000000000000 units are written as bits"):
+        PruningPlan.from_json(json.dumps(content))
+    plan = PruningPlan.from_json(json.dumps({**content, "groups": [{**group, "grid": [8]}]}))
     for use in (compact, lambda m, p: masked(m, p).__enter__()):
         with pytest.raises(PlanError, match=r"does not fit"):
             use(toy("residual").model, plan)
+    twice = {"format": 2, "notes": {}, "summary": {}}
+    once = {**twice, "recipe": None, "kept": {"g": [0]}, "groups": [{**group, "grid": [8]}]}
+    once.pop("format")
+    with pytest.raises(PlanError, match="rounds do not fit each other"):
+        PruningPlan.from_json(json.dumps({**twice, "rounds": [once, once]}))
+
+
+@pytest.mark.parametrize("rounds", [[], [1], [{}], None, [[]]])
+def test_malformed_rounds_are_refused(rounds: Any) -> None:
+    content = {"format": 2, "notes": {}, "summary": {}, "rounds": rounds}
+    with pytest.raises(PlanError, match="not a pruning plan"):
+        PruningPlan.from_json(json.dumps(content))
 
 
 @pytest.mark.parametrize(
