@@ -258,8 +258,8 @@ class _Several:
     rounds: tuple[Any, ...]
 
 
-def _plan_of(content: dict[str, Any], place: str) -> PruningPlan:
-    if "rounds" in content:
+def _plan_of(content: Any, place: str) -> PruningPlan:
+    if isinstance(content, Mapping) and "rounds" in content:
         several = read_record(_Several, content, place)
         plans = [_plan_of(one, f"{place}rounds[{n}]") for n, one in enumerate(several.rounds)]
         if len(plans) < 2:
