@@ -279,6 +279,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builtins.input", asked)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("silent")
 @pytest.mark.parametrize("model_type", ["theirs", "gpt2"])
 def test_code_in_a_model_folder_does_not_run(tmp_path: Path, made: Path, model_type: str) -> None:

@@ -94,6 +94,7 @@ def test_an_episode_is_paid_what_it_is_ranked_by() -> None:
     assert info["reward_terms"] == {"kl": -info["kl"]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in SEARCHERS if name not in ALIKE])
 def test_every_searcher_climbs_what_the_ledger_ranks_by(name: str) -> None:
     """It asks for the same plans however the same reward is made up."""
