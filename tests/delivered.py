@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,35 @@ def episode(
     while not done:
         *_, done, _, info = env.step([env.task.uniform_sparsity])
     return Delivery(model, data, env, info)
+
+
+SPARSE = "block sparse"
+"""Mark of a transformer whose attention reads blocks only."""
+
+
+@cache
+def transformer(name: str) -> nn.Module:
+    """A small random transformer; do not change it."""
+    from test_transformers import case
+
+    from prune_env.attention.attach import sparsify_attention
+
+    model = case(name.removesuffix(SPARSE).strip()).model
+    return (
+        sparsify_attention(model, backend="gather", block=4, random=8) if SPARSE in name else model
+    )
+
+
+def read_by_transformer(name: str, seed: int, samples: int) -> Inputs:
+    """What it reads: tokens, images, or vectors."""
+    from test_transformers import FAMILIES
+
+    generator = torch.Generator().manual_seed(seed)
+    if name in ("encoder", "packed", "flattened"):
+        return torch.randn(samples, 10, 32, generator=generator)
+    if "image_size" in FAMILIES.get(name, ("", "", {}))[2]:
+        return {"pixel_values": torch.randn(samples, 3, 16, 16, generator=generator)}
+    return {"input_ids": torch.randint(1, 64, (samples, 16), generator=generator)}
 
 
 def require_delivered(case: Delivery, factory: Callable[[], nn.Module], folder: Path) -> None:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from delivered import episode, labelled, require_composed, require_delivered
+from delivered import (
+    SPARSE,
+    episode,
+    labelled,
+    read_by_transformer,
+    require_composed,
+    require_delivered,
+    transformer,
+)
 from hand import HAND, by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,7 +47,7 @@ from toys import (
 from tuned import OPTIMISERS, THIN, cut, thinned, tuned_under_watch
 from zoo import NASTY
 
-from prune_env.errors import PlanError
+from prune_env.errors import PlanError, PruneEnvError
 from prune_env.measure.costs import CostModel
 from prune_env.structure import patterns
 from prune_env.structure.discover import find_groups
@@ -400,6 +409,88 @@ def weight_groups_of(model: nn.Module, kind: str) -> tuple[PrunableGroup, ...]:
     shapes = {name: tuple(t.shape) for name, t in tensors_of(model).items() if t.ndim > 1}
     fit = [n.removesuffix(".weight") for n, s in shapes.items() if not (s[0] % 2 or s[1] % 4)]
     return find_weight_groups(model, kind, layers=fit)
+
+
+KINDS = (
+    "structured", "sublayers", "unstructured", "per_row", "2:4", "block:8",
+    "structured+sublayers", "sublayers+unstructured",
+)  # fmt: skip
+DENSITIES = ("density", "structured+density", "sublayers+density")
+FAMILIES = (
+    "bert", "bigbird", "cached", "deit", "distilbert", "encoder", "flattened", "gpt2", "llama",
+    "mistral", "mixtral", "mixtral_grouped", "modernbert", "neox", "packed", "qwen2", "qwen3",
+    "roberta", "swin", "vit",
+)  # fmt: skip
+QUICK = [
+    ("mixtral", "structured"),
+    ("bert", "structured+sublayers"),
+    (f"mistral {SPARSE}", "density"),
+]
+TRANSFORMERS = [
+    *((name, "structured") for name in FAMILIES),
+    *((name, kind) for name in ("bert", "mistral", "mixtral") for kind in KINDS[1:]),
+    *((f"{name} {SPARSE}", kind) for name in ("bert", "mistral") for kind in DENSITIES),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [pytest.param(*case, marks=() if case in QUICK else pytest.mark.long) for case in TRANSFORMERS],
+)
+def test_what_was_measured_of_a_transformer_is_what_apply_gives(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    model = transformer(name)
+    data = labelled(model, partial(read_by_transformer, name))
+    case = episode(model, data, kind, on="macs" if "density" in kind else "params")
+    require_delivered(case, lambda: copy.deepcopy(model), tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NASTY)
+def test_what_was_measured_of_a_hard_network_is_what_apply_gives(name: str, tmp_path: Path) -> None:
+    if name in ("hard_coded_view", "extra_state"):
+        pytest.skip("one runs on two samples only, the other cannot be saved")
+    make, inputs = NASTY[name]
+    torch.manual_seed(0)
+    model = make().eval()
+    data = labelled(model, lambda seed, samples: drawn_like(inputs(), seed, samples))
+    try:
+        case = episode(model, data)
+    except PruneEnvError as error:
+        pytest.skip(f"no task: {error}")
+    require_delivered(case, lambda: copy.deepcopy(model), tmp_path)
+
+
+def drawn_like(example: Tensor, seed: int, samples: int) -> Tensor:
+    generator, shape = torch.Generator().manual_seed(seed), (samples, *example.shape[1:])
+    if example.is_floating_point():
+        return torch.randn(shape, generator=generator)
+    return torch.randint(int(example.max()) + 1, shape, generator=generator)
+
+
+ROUNDS_OF_TRANSFORMERS = [
+    ("mixtral", "structured", "structured"),
+    ("mistral", "sublayers", "structured"),
+    ("bert", "structured", "per_row"),
+    ("bert", "unstructured", "sublayers"),
+    (f"mistral {SPARSE}", "density", "structured"),
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "first", "second"), ROUNDS_OF_TRANSFORMERS)
+def test_two_rounds_of_a_transformer_are_one_plan(
+    name: str, first: str, second: str, tmp_path: Path
+) -> None:
+    model = transformer(name)
+    data = labelled(model, partial(read_by_transformer, name))
+    network, plans = model, []
+    for kind in (first, second):
+        case = episode(network, data, kind, on="macs" if kind == "density" else "params")
+        network = case.env.network()
+        plans.append(case.env.plan)
+    require_composed(model, data, plans, network, lambda: copy.deepcopy(model), tmp_path)
 
 
 ROUNDS = [

@@ -34,7 +34,7 @@ from prune_env.measure.fingerprint import DIGEST, Identity, fingerprint, identit
 from prune_env.measure.gradients import loss_gradients
 from prune_env.measure.inference import Inference, fitting_batch
 from prune_env.structure.blame import naming_layer
-from prune_env.structure.copies import copied
+from prune_env.structure.copies import copied, sharing
 from prune_env.structure.entry import require_loaded
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import Inputs
@@ -297,7 +297,8 @@ def prepare(
     require_loaded(model)
     require_finite(tensors_of(model))
     repair = repair_named(options.repair) if isinstance(options.repair, str) else options.repair
-    dense = copied(model)
+    untouched = copied(model)
+    dense = sharing(untouched)  # a pass may write to buffers
     calibration, rewarding = _split(dense, data, options)
     measure = ClassifierEvaluator.of(dense, rewarding, stages=sorted(options.stages))
     inference = Inference.of(dense, rewarding[0].inputs, options.precision)
@@ -313,19 +314,19 @@ def prepare(
 
     built = build_ladders(dense, calibration, live, score, seed=options.seed)
     evaluate = CandidateEvaluator(
-        model=dense,
-        candidates=Candidates(dense, live),
+        model=untouched,
+        candidates=Candidates(untouched, live),
         groups=live,
         orders=built.ladders.orders,
         ladders=built.ladders,
         repair=repair,
-        recipe=_recipe(options, dense, calibration),
+        recipe=_recipe(options, untouched, calibration),
         calibration=tuple(calibration),
         quick=tuple(take_batches(calibration, options.repair_samples)),
         measure=dataclasses.replace(measure, inference=inference),
         inference=inference,
         dense=measure(dense),
-        made_of=_made_of(dense, options),
+        made_of=_made_of(untouched, options),
     )
     return Parts(sketch, built.scores, evaluate)
 

@@ -122,7 +122,9 @@ def folded(model: nn.Module, folds: Mapping[str, str]) -> nn.Module:
 def _twin(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
     """Modules of their own that share every tensor: hundreds of times cheaper than a deep copy."""
     if module not in made:
-        made[module] = twin = copy.copy(module)
+        # Not copy.copy: parametrised modules refuse it, for fear of being saved.
+        made[module] = twin = object.__new__(type(module))
+        twin.__dict__ = dict(module.__dict__)
         for name in ("_parameters", "_buffers", "_modules"):
             twin.__dict__[name] = dict(module.__dict__[name])
         for name, child in module._modules.items():

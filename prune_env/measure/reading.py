@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -13,16 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prune_env.errors import ModelError
 from prune_env.measure.batches import Batch, take_batches
 from prune_env.measure.columns import columns_of, flattened, has_columns
 from prune_env.measure.fingerprint import fingerprint
 from prune_env.measure.norms import norms_behind
 from prune_env.measure.portions import READ, blocks_of
 from prune_env.measure.sums import Sums, require_finite_sum
+from prune_env.structure.copies import sharing
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import Inputs, call_model
-from prune_env.structure.multihead import free_widths
 from prune_env.structure.rewrite import places_of
 from prune_env.structure.weights import multiplies_transposed
 
@@ -78,11 +76,11 @@ class Reading:
         Raises:
             ModelError: the model cannot be copied.
         """
-        dense = _sharing(model)
+        dense = sharing(model)
         layers = _readable(dense, groups, limit)
         paths = [layer.path for layer in layers.values()]
         inputs = take_batches(batches[:1], 2)[0].inputs
-        norms = norms_behind(_sharing(model), paths, inputs)
+        norms = norms_behind(sharing(model), paths, inputs)
         calls, leader = _tried(dense, tuple(layers.values()), inputs)
         mark = fingerprint(model)
         return Reading(dense, batches, layers, norms, calls, leader, positions, seed, mark)
@@ -200,21 +198,10 @@ class _Hooks:
     def _add(self, path: str, module: nn.Module, x: Tensor) -> None:
         require_finite_sum(path, x)
         self._held[path] = x, x._version
-        columns_ND = columns_of(module, x, self._positions, self._generators[path])
-        for one in self._sums[path]:
-            one.add(columns_ND)
-
-
-def _sharing(model: nn.Module) -> nn.Module:
-    """A copy in eval mode that calls all its layers, with the very same parameters."""
-    try:
-        known: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
-        return free_widths(copy.deepcopy(model, known)).eval()
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be copied ({error}). Old-style weight_norm is "
-            "the usual cause: remove it, or use torch.nn.utils.parametrizations."
-        ) from error
+        with torch.inference_mode(False), torch.no_grad():  # whatever mode the network runs in
+            columns_ND = columns_of(module, x, self._positions, self._generators[path])
+            for one in self._sums[path]:
+                one.add(columns_ND)
 
 
 def _tried(

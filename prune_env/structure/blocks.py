@@ -114,13 +114,15 @@ def unrouted(
         groups: groups of this model; only those of experts matter.
         kept: units that stay, by group name; groups not named stay whole.
     """
-    removed = {}
+    removed: dict[int, Tensor] = {}
     tensors = tensors_of(model)
     for group, router in routers(groups, tensors):
         if group.name in kept and len(kept[group.name]) < group.units:
-            gone_E = torch.ones(group.units, dtype=torch.bool)
-            gone_E[kept[group.name]] = False
-            removed[tensors[router].untyped_storage().data_ptr()] = gone_E
+            (axis,) = (a for a in group.axes if a.tensor == router)
+            owner_E = axis.owners(group.grid)[0]
+            gone_E = (owner_E >= 0) & ~torch.isin(owner_E, kept[group.name])
+            place = tensors[router].untyped_storage().data_ptr()
+            removed[place] = gone_E | removed.get(place, torch.zeros_like(gone_E))
     return _Unrouted(removed) if removed else nullcontext()
 
 

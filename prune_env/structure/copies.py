@@ -19,6 +19,15 @@ def copied(model: nn.Module) -> nn.Module:
     return free_widths(copy_of(model)).eval()
 
 
+def sharing(model: nn.Module) -> nn.Module:
+    """The same with the very same parameters; what a forward pass writes is its own.
+
+    Raises:
+        ModelError: see `copied`.
+    """
+    return free_widths(copy_of(model, model.parameters())).eval()
+
+
 def contiguous(model: nn.Module) -> nn.Module:
     """`model`, its tensors moved in place to the plain order in memory.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -126,15 +126,15 @@ def _place(path: str, model: nn.Module) -> str:
     return f"module '{path}'" if path else f"the model ({type(model).__name__})"
 
 
-def copy_of(model: Module) -> Module:
-    """A deep copy.
+def copy_of(model: Module, shared: Iterable[Tensor] = ()) -> Module:
+    """A deep copy, in which only `shared` tensors are those of the model.
 
     Raises:
         ModelError: see `require_network`; or something in it cannot be copied.
     """
     require_network(model)
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
     except Exception as error:
         first = str(error).strip().partition("\n")[0]
         raise ModelError(

@@ -15,7 +15,7 @@ from prune_env.measure.batches import Batch, channels_last, first_samples, take_
 from prune_env.measure.fingerprint import digest, fingerprint
 from prune_env.measure.inference import fitting_batch
 from prune_env.structure.blame import naming_layer
-from prune_env.structure.copies import copied
+from prune_env.structure.copies import copied, sharing
 from prune_env.structure.inputs import call_model
 from prune_env.structure.rewrite import tensors_of
 from prune_env.structure.trace import tensors_in
@@ -82,8 +82,9 @@ def _applied(
     plan.check(model)
     require_finite(tensors_of(model))
     dense = copied(model)
-    batches = calibration_batches(dense, data, recipe.calibration_samples, recipe.batch_size)
-    _require_running(dense, batches)
+    tried = sharing(dense)  # a pass may write to buffers
+    batches = calibration_batches(tried, data, recipe.calibration_samples, recipe.batch_size)
+    _require_running(tried, batches)
     _report(recipe, dense, batches)
     return repaired(plan, dense, batches, chosen, recipe.seed)
 
