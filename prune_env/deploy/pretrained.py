@@ -21,7 +21,7 @@ from prune_env.deploy.configs import config_of
 from prune_env.deploy.layers import dropped_layers, renumbered, shallower
 from prune_env.deploy.reading_back import agree, require_free, write_checked
 from prune_env.errors import ModelError, PlanError
-from prune_env.structure.blocks import choice_biases, routers
+from prune_env.structure.blocks import choice_biases, gone_along, routers
 from prune_env.structure.inputs import Inputs
 from prune_env.structure.rewrite import Layout, tensors_of
 from prune_env.surgery.plan import PruningPlan
@@ -108,17 +108,18 @@ def _close_doors(plan: PruningPlan, padded: Mapping[str, Tensor]) -> None:
     Raises:
         PlanError: units that are chosen were removed, and no bias of theirs decides.
     """
+    kept = plan.indices()
     for group, router in routers(plan.groups, padded):
-        gone = sorted(set(range(group.units)) - set(plan.kept[group.name]))
-        biases = choice_biases(group, padded)
+        biases, gone = choice_biases(group, padded), group.units - len(kept[group.name])
         if gone and not biases:
             raise PlanError(
                 f"'{router}' chooses among the units of '{group.name}' and has no bias: in the "
-                f"dense shape it would choose the {len(gone)} that were removed, as zeros. Keep "
+                f"dense shape it would choose the {gone} that were removed, as zeros. Keep "
                 "as many of them in every layer and use export_pretrained, or use prune_env.save."
             )
         for name in biases:
-            padded[name][gone] = NEVER * torch.finfo(padded[name].dtype).max
+            never_E = gone_along(group, name, kept[group.name])
+            padded[name][never_E] = NEVER * torch.finfo(padded[name].dtype).max
 
 
 def _places(plan: PruningPlan, shapes: Shapes) -> dict[str, Tensor]:

@@ -118,12 +118,17 @@ def unrouted(
     tensors = tensors_of(model)
     for group, router in routers(groups, tensors):
         if group.name in kept and len(kept[group.name]) < group.units:
-            (axis,) = (a for a in group.axes if a.tensor == router)
-            owner_E = axis.owners(group.grid)[0]
-            gone_E = (owner_E >= 0) & ~torch.isin(owner_E, kept[group.name])
+            gone_E = gone_along(group, router, kept[group.name])
             place = tensors[router].untyped_storage().data_ptr()
             removed[place] = gone_E | removed.get(place, torch.zeros_like(gone_E))
     return _Unrouted(removed) if removed else nullcontext()
+
+
+def gone_along(group: PrunableGroup, tensor: str, kept_U: Tensor) -> Tensor:
+    """Which indices along the first dim of a tensor belong to units that do not stay, bool."""
+    (axis,) = (axis for axis in group.axes if axis.tensor == tensor)
+    owner_S = axis.owners(group.grid)[0]
+    return (owner_S >= 0) & ~torch.isin(owner_S, kept_U)
 
 
 def routers(
