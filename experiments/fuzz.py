@@ -101,15 +101,15 @@ class SlowInput(Exception):
 @contextmanager
 def _alarm() -> Iterator[None]:
     def ring(number: int, frame: object) -> None:
-        raise SlowInput(f"more than {SECONDS} seconds")
+        raise SlowInput(f"more than {SECONDS} seconds of the processor")
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    before = signal.signal(signal.SIGPROF, ring)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def tried(door: Door, seed: int, numbers: range, folder: Path) -> tuple[Counter[str], list[Fault]]:
