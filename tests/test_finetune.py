@@ -175,7 +175,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
 def test_a_foreign_torch_file_is_not_taken_for_a_checkpoint(tmp_path: Path) -> None:
     file = tmp_path / "tune.pt"
     torch.save(net().state_dict(), file)
-    with pytest.raises(RunError, match="not a fine-tuning checkpoint"):
+    with pytest.raises(RunError, match="no fine-tuning checkpoint"):
         finetune(net(), *loaders(), settings=SHORT, checkpoint=file)
 
 

@@ -584,12 +584,16 @@ def test_files_that_hold_no_ladders(tmp_path: Path) -> None:
         {key: tensor for key, tensor in good.items() if key != factor},
         good | {"header": torch.tensor(list(b"[]"), dtype=torch.uint8)},
         good | {"header": torch.tensor(list(header[:-9]), dtype=torch.uint8)},
-        good | {"header": _bytes(header.replace(b'"format": 2', b'"format": 1', 1))},
-        good | {factor: good[factor] * 2},
+        good | {"header": _bytes(header.replace(b'"format": 3', b'"format": 1', 1))},
     ):
         save_tensors(path, broken)
         with pytest.raises(RunError, match="holds no ladders"):
             load_ladders(path, toy.model)
+    data = bytearray(save_ladders(toy.ladders(), path).read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RunError, match="a byte has changed"):
+        load_ladders(path, toy.model)
 
 
 def _bytes(data: bytes) -> Tensor:

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from prune_env.errors import RunError
 from prune_env.measure.fingerprint import described
+from prune_env.records import read_record
 from prune_env.recovery.masks import KeepMasks
 from prune_env.recovery.schedule import FinetuneSettings
-from prune_env.storage import write_bytes
+from prune_env.storage import read_sealed, write_sealed
 
+KIND, CURE = "fine-tuning checkpoint", "Delete it to start again, or give another path."
 Fingerprint = dict[str, Any]
 State = dict[str, Any]
 
@@ -111,7 +113,7 @@ def _digest(model: nn.Module) -> str:
 
 
 def save_progress(path: Path, progress: Progress, print_: Fingerprint) -> None:
-    """Replace `path` by this progress, atomically."""
+    """Replace `path` by this progress, atomically; sealed by a digest."""
     buffer = io.BytesIO()
     content = {
         "fingerprint": print_,
@@ -121,7 +123,7 @@ def save_progress(path: Path, progress: Progress, print_: Fingerprint) -> None:
         "best": progress.best,
     }
     torch.save(content, buffer)
-    write_bytes(path, buffer.getvalue())
+    write_sealed(path, buffer.getvalue())
 
 
 def load_progress(path: Path, print_: Fingerprint) -> Progress | None:
@@ -132,21 +134,19 @@ def load_progress(path: Path, print_: Fingerprint) -> Progress | None:
     """
     if not path.exists():
         return None
+    data = read_sealed(path, KIND, CURE)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         found: Fingerprint = content["fingerprint"]
         progress = Progress(
-            tuple(EpochRecord(**record) for record in content["history"]),
+            tuple(read_record(EpochRecord, record) for record in content["history"]),
             content["model"],
             content["optimizer"],
             content["best"],
         )
     except Exception as error:  # torch.load lets through whatever damaged bytes run into
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise RunError(
-            f"'{path}' is not a fine-tuning checkpoint ({reason[0]}). "
-            "Delete it to start again, or give another path."
-        ) from error
+        raise RunError(f"'{path}' is not a {KIND} ({reason[0]}). {CURE}") from error
     _check_same(path, found, print_)
     return progress
 
@@ -162,7 +162,4 @@ def _check_same(path: Path, found: Fingerprint, wanted: Fingerprint) -> None:
         for name in differ[:4]
     )
     more = f"; and {len(differ) - 4} more" if len(differ) > 4 else ""
-    raise RunError(
-        f"the checkpoint '{path}' belongs to another run ({shown}{more}). "
-        "Delete it to start again, or give another path."
-    )
+    raise RunError(f"the checkpoint '{path}' belongs to another run ({shown}{more}). {CURE}")

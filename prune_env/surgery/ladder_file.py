@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from prune_env.errors import DataError, ModelError, PlanError, RunError
 from prune_env.measure.calibration import Calibration
-from prune_env.measure.fingerprint import digest, fingerprint
-from prune_env.storage import load_tensors, save_tensors
+from prune_env.measure.fingerprint import fingerprint
+from prune_env.records import read_record
+from prune_env.storage import Unreadable, load_tensors, parse, save_tensors
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.rewrite import require_tensors
 from prune_env.surgery.consumers import Consumer, LevelSolver, chosen_columns
@@ -23,7 +24,7 @@ from prune_env.surgery.least_squares import Solver
 from prune_env.surgery.masked_squares import UPDATES, MaskedSolver
 from prune_env.surgery.plan import PruningPlan
 
-FORMAT = 2
+FORMAT = 3
 
 KINDS: dict[str, type[Any]] = {"columns": Solver, "weights": MaskedSolver}
 """Solvers that can be written: their dense weights are taken from the network."""
@@ -52,7 +53,6 @@ def save_ladders(ladders: Ladders, path: str | Path) -> Path:
         "format": FORMAT,
         "ridge": ladders.ridge,
         "made_of": asdict(ladders.made_of),
-        "content": digest(tensors),
         "rungs": entries,
         "plan": whole.to_json(),
     }
@@ -81,25 +81,41 @@ def load_ladders(
     """
     tensors = load_tensors(path)
     try:
-        header = json.loads(bytes(tensors.pop("header").tolist()))
-        if header["format"] != FORMAT:
-            raise ValueError(f"format {header['format']}, this version reads {FORMAT}")
-        if header["content"] != digest(tensors):
-            raise ValueError("its tensors are damaged")
-        groups = PruningPlan.from_json(header["plan"]).groups
-        made_of, ridge = Origin(**header["made_of"]), float(header["ridge"])
-    except (KeyError, TypeError, ValueError, PlanError) as error:
-        raise RunError(f"'{path}' holds no ladders ({error}). Build them again.") from error
-    _require_origin(path, made_of, model, groups, calibration)
+        found = parse(bytes(tensors["header"].tolist()).decode())
+        if found.get("format") != FORMAT:
+            raise Unreadable(f"format {found.get('format')!r}, this version reads {FORMAT}")
+        header = read_record(_Header, found)
+        groups = PruningPlan.from_json(header.plan).groups
+    except (LookupError, TypeError, ValueError, PlanError) as error:
+        raise _no_ladders(path, error) from error
+    _require_origin(path, header.made_of, model, groups, calibration)
     dense, rungs, orders = detached(model), {}, {}
-    for group in groups:
-        found = [
-            _read(entry, f"{number}/{group.name}", tensors, dense)
-            for number, entry in enumerate(header["rungs"][group.name])
-        ]
-        rungs[group.name] = Rungs(tuple(c for c, _ in found), tuple(s for _, s in found))
-        orders[group.name] = tensors[f"order/{group.name}"]
-    return Ladders.joined(model, groups, orders, made_of, rungs, ridge=ridge, memory=memory)
+    try:
+        for group in groups:
+            pairs = [
+                _read(entry, f"{number}/{group.name}", tensors, dense)
+                for number, entry in enumerate(header.rungs[group.name])
+            ]
+            rungs[group.name] = Rungs(tuple(c for c, _ in pairs), tuple(s for _, s in pairs))
+            orders[group.name] = tensors[f"order/{group.name}"]
+        return Ladders.joined(
+            model, groups, orders, header.made_of, rungs, ridge=header.ridge, memory=memory
+        )
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise _no_ladders(path, error) from error  # sealed, but by something else than us
+
+
+@dataclass(frozen=True)
+class _Header:
+    format: int
+    ridge: float
+    made_of: Origin
+    rungs: dict[str, list[dict[str, Any]]]
+    plan: str
+
+
+def _no_ladders(path: str | Path, error: Exception) -> RunError:
+    return RunError(f"'{path}' holds no ladders ({error}). Build them again.")
 
 
 def _require_origin(
