@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,18 @@ from experiments.config import RunConfig
 from prune_env.errors import RunError
 from prune_env.locks import locked
 from prune_env.measure.fingerprint import Identity, differences
-from prune_env.storage import read_json, write_json
+from prune_env.records import read_record
+from prune_env.storage import AGAIN, Unreadable, read_json, write_json
 
 CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A stage's file."""
+
+    made_of: Mapping[str, str]
+    content: dict[str, Any]
 
 
 def open_run(config: RunConfig) -> Path:
@@ -71,11 +80,14 @@ def once(path: Path, made_of: Identity, make: Callable[[], dict[str, Any]]) -> d
         if not path.exists():
             write_json(path, {"made_of": dict(made_of), "content": make()})
         found = read_json(path, "stage of a run")
-    differ = differences(found["made_of"], made_of)
+    try:
+        stage = read_record(_Stage, found)
+    except Unreadable as error:
+        raise RunError(f"'{path}' is no stage of a run ({error}). {AGAIN}") from error
+    differ = differences(stage.made_of, made_of)
     if differ:
         raise RunError(
             f"'{path}' was made of other things: {differ}. Choose another folder (--runs), or "
             f"delete '{path.parent}'."
         )
-    content: dict[str, Any] = found["content"]
-    return content
+    return stage.content

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from agents.baselines import random as random_search
 from experiments.data import load_splits
+from experiments.directory import once
 from experiments.fuzz_inputs import Attempt, Door, Random, as_text, damaged, edited, odd, require
 from experiments.fuzz_values import network, samples
 from experiments.models import load_weights
@@ -394,6 +395,30 @@ def _tokens(folder: Path) -> Attempt:
     return lambda random: doors[random.integers(4)](random)
 
 
+def _policy(folder: Path) -> Attempt:
+    """A trained agent, rebuilt from its file."""
+    from agents.sb3 import learn, load_policy
+
+    ledger = Ledger(toy_task(budget=0.6, length=2), 8, folder / "journal.jsonl")
+    ledger.run(partial(learn, "a2c"), 0)
+    path = folder / "policy.safetensors"
+
+    def read() -> Any:
+        agent = load_policy("a2c", path)
+        return contents(agent.policy.state_dict()), agent.num_timesteps
+
+    return file_door(path, read, edit_tensors, sealed=True)
+
+
+def _stage(folder: Path) -> Attempt:
+    """What a stage of a run found, kept for the next call."""
+    path = folder / "stage.json"
+    made_of = {"data": "0123", "options": "4567"}
+    read = lambda: once(path, made_of, lambda: {"accuracy": 0.5, "plan": [1, 2]})  # noqa: E731
+    read()
+    return file_door(path, read, edit_json, sealed=True)
+
+
 FILES = (
     Door("plan", "`plan.json`: bytes, fields, sealed again or not", 14, _plan),
     Door("journal", "a search's journal, then the search again", 8, _journal),
@@ -401,6 +426,8 @@ FILES = (
     Door("checkpoint", "of fine-tuning, then the run again", 2, _checkpoint),
     Door("ladders", "a file of ladders: bytes and header", 4, _ladders),
     Door("cache", "cached tensors", 8, _cache),
+    Door("stage", "what a stage of a run keeps", 8, _stage),
+    Door("policy", "a trained policy, then the agent", 0.8, _policy),
     Door("weights", "`--weights` of anybody, safetensors and torch.save", 5, _weights),
     Door("hf", "folders of the transformers library: config and weights", 0.8, _model_folder),
     Door("npz", "images as npz: bytes, arrays, labels", 6, _npz),

@@ -18,7 +18,10 @@ from experiments.fuzz_doors import DOORS
 from experiments.fuzz_inputs import Door, Random, damaged, edited, odd, require
 from prune_env.errors import ConfigError, DataError
 
-SLOW = {"hf", "task", "parquet", "images", "checkpoint", "bundle", "ladders", "journal", "actions"}
+SLOW = {
+    "hf", "policy", "task", "parquet", "images", "checkpoint", "bundle", "ladders", "journal",
+    "actions",
+}  # fmt: skip
 KINDS = [pytest.param(k, marks=[pytest.mark.long] if k in SLOW else []) for k in DOORS]
 
 
