@@ -1,6 +1,6 @@
 """Architectures of other libraries with random weights, small where they can be, to try discovery.
 
-Nothing is downloaded. transformers and torchvision are imported only when a model is built.
+Nothing is downloaded. transformers, torchvision and timm are imported only when a model is built.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ CONFIGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 VISION = (
     "densenet121", "googlenet", "inception_v3", "shufflenet_v2_x1_0", "resnext50_32x4d",
-    "mnasnet1_0", "efficientnet_b0", "regnet_x_400mf", "convnext_tiny", "mobilenet_v3_small",
-    "vgg11",
+    "mnasnet1_0", "efficientnet_b0", "regnet_x_400mf", "convnext_tiny", "mobilenet_v2",
+    "mobilenet_v3_small", "vgg11", "resnet18", "squeezenet1_1",
 )  # fmt: skip
 """Factories in torchvision.models."""
 
@@ -56,6 +56,23 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 
 SIZES = {"inception_v3": 96, "vgg11": 32}
 """Image sizes other than 64: the smallest that pass, or enough."""
+
+
+TIMM: Mapping[str, Mapping[str, Any]] = {
+    name: {}
+    for name in (
+        "convnext_atto", "dla34", "edgenext_xx_small", "efficientvit_b0", "ese_vovnet19b_slim_dw",
+        "fastvit_t8", "ghostnet_050", "hgnetv2_b0", "lcnet_050", "mobilenetv4_conv_small",
+        "mobilevit_xxs", "nf_regnet_b0", "regnety_002", "repvgg_a0", "rexnetr_200", "selecsls42",
+        "skresnet18", "tinynet_e",
+    )
+} | {
+    "levit_128s": {"img_size": 224},
+    "mixer_s32_224": {"img_size": 64},
+    "deit_tiny_distilled_patch16_224": {"img_size": 64},
+    "vit_tiny_patch16_224": {"img_size": 64},
+}  # fmt: skip
+"""Names for timm.create_model, with its keywords."""
 
 
 def images(size: int = 64) -> Tensor:
@@ -73,6 +90,14 @@ def _transformer(architecture: str, differences: Mapping[str, Any]) -> Example:
     return getattr(library, f"{architecture}ForImageClassification")(config), images()
 
 
+def _timm(name: str, options: Mapping[str, Any]) -> Example:
+    if importlib.util.find_spec("timm") is None:
+        raise ConfigError("timm is not installed. Try: pip install --no-deps timm")
+    vision_models()  # timm imports torchvision
+    model = importlib.import_module("timm").create_model(name, num_classes=10, **options)
+    return model, images(options.get("img_size", 64))
+
+
 def _vision(name: str) -> Example:
     return getattr(vision_models(), name)(**OPTIONS.get(name, {})), images(SIZES.get(name, 64))
 
@@ -80,5 +105,6 @@ def _vision(name: str) -> Example:
 ZOO: dict[str, Callable[[], Example]] = {
     **{name: partial(_transformer, *entry) for name, entry in CONFIGS.items()},
     **{f"tv-{name}": partial(_vision, name) for name in VISION},
+    **{f"timm-{name}": partial(_timm, name, options) for name, options in TIMM.items()},
 }
 """Name -> a factory of the network and two samples; raises ConfigError without its library."""
