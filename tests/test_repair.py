@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -129,3 +131,20 @@ def test_repairs_by_name() -> None:
     assert identical(before, snapshot(model))
     with pytest.raises(ConfigError, match=r"no repair 'bn'\. Choose one of least_squares"):
         repair_named("bn")
+
+
+def test_a_last_batch_of_one_is_left_out_where_it_has_no_spread() -> None:
+    """BatchNorm1d cannot take one sample; the statistics are those of the other batches."""
+    torch.manual_seed(0)
+    found: list[Tensor] = []
+    x = torch.randn(9, 4)
+    for parts in ((x[:4], x[4:8], x[8:]), (x[:4], x[4:8])):
+        model: Any = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).requires_grad_(False)
+        model[0].weight.copy_(torch.arange(12.0).reshape(3, 4))
+        model[0].bias.zero_()
+        data = [Batch(part, torch.zeros(len(part), dtype=torch.int64)) for part in parts]
+        reestimate_batchnorm(model, data)
+        found.append(model[1].running_mean)
+    assert torch.equal(*found)
+    with pytest.raises(DataError, match="BatchNorm needs two"):
+        reestimate_batchnorm(model, [Batch(x[:1], torch.zeros(1, dtype=torch.int64))])

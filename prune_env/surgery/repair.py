@@ -26,7 +26,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Sequence[Batch]) -> None:
     statistics are as before.
 
     Raises:
-        DataError: there are no batches.
+        DataError: there are no batches, or none that BatchNorm can measure a spread on.
     """
     if not batches:
         raise DataError("there are no batches to measure BatchNorm statistics on.")
@@ -42,8 +42,11 @@ def reestimate_batchnorm(model: nn.Module, batches: Sequence[Batch]) -> None:
             norm.momentum = None  # PyTorch's spelling of a cumulative average
             norm.train()
         try:
-            for batch in batches:
-                call_model(model, batch.inputs)
+            if not sum(_counted(model, batch, norms) for batch in batches):
+                raise DataError(
+                    "every calibration batch has one sample, and BatchNorm needs two to measure a "
+                    "spread. Give batches of two samples or more (batch_size), or more samples."
+                )
         except BaseException:
             for tensor, value in before:
                 tensor.copy_(value)
@@ -51,6 +54,24 @@ def reestimate_batchnorm(model: nn.Module, batches: Sequence[Batch]) -> None:
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
+
+
+def _counted(model: nn.Module, batch: Batch, norms: Sequence[nn.Module]) -> bool:
+    """Whether a batch entered the statistics: one sample has none where it is one value alone.
+
+    500 samples in batches of 125 make no such batch, 501 do.
+    """
+    alone = norms if len(batch) == 1 else ()
+    held = [(t, t.clone()) for n in alone for t in n._buffers.values() if t is not None]
+    try:
+        call_model(model, batch.inputs)
+    except ValueError:
+        if len(batch) > 1:
+            raise
+        for tensor, value in held:
+            tensor.copy_(value)
+        return False
+    return True
 
 
 def no_finish(model: nn.Module, batches: Sequence[Batch]) -> None:
