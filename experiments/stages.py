@@ -205,7 +205,7 @@ def left(network: nn.Module, plan: PruningPlan, task: PruningTask) -> dict[str, 
 
 def quality(project: Project, model: nn.Module) -> float:
     """The project's figure of quality on test: the one use of the test split."""
-    return project.yardstick.of(accuracy_and_loss(model, project.test))
+    return project.yardstick.of(accuracy_and_loss(model, project.test, output=project.task.output))
 
 
 def row_of(
@@ -285,8 +285,9 @@ def dense_facts(project: Project, folder: Path) -> dict[str, Any]:
         save_tensors(path, distinct(project.dense))
 
     def measure() -> dict[str, Any]:
-        test = accuracy_and_loss(project.dense, project.test)
-        val = accuracy_and_loss(project.dense, project.val)
+        read = project.task.output
+        test = accuracy_and_loss(project.dense, project.test, output=read)
+        val = accuracy_and_loss(project.dense, project.val, output=read)
         return {
             project.yardstick.key("test"): project.yardstick.of(test),
             project.yardstick.key("val"): project.yardstick.of(val),

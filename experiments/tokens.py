@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from experiments.images import UNREADABLE
 from prune_env.errors import DataError
-from prune_env.recovery.epoch import IGNORED
+from prune_env.measure.padding import IGNORED
 
 ALIASES = {
     "train": ("train", "calibration"),

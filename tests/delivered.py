@@ -20,8 +20,9 @@ from toys import close, identical, outputs, snapshot
 from prune_env.deploy.bundle import load, save
 from prune_env.mdp.env import PruneEnv
 from prune_env.mdp.task import PruningTask
+from prune_env.measure.outputs import LOGITS
 from prune_env.structure.groups import PrunableGroup
-from prune_env.structure.inputs import Inputs, call_model, logits_of
+from prune_env.structure.inputs import Inputs, call_model
 from prune_env.surgery.apply import compact, masked
 from prune_env.surgery.delivery import apply
 from prune_env.surgery.plan import PruningPlan
@@ -47,7 +48,7 @@ def labelled(model: nn.Module, inputs: Callable[[int, int], Inputs]) -> Data:
     for seed in range(BATCHES):
         x = inputs(seed, BATCH)
         with torch.no_grad():
-            logits = logits_of(call_model(model, x))
+            logits = LOGITS.logits(call_model(model, x))
         generator = torch.Generator().manual_seed(seed)
         found.append((x, torch.randint(logits.shape[-1], logits.shape[:-1], generator=generator)))
     return found
@@ -149,7 +150,7 @@ def measured(network: nn.Module, case: Delivery) -> tuple[float, float]:
     for inputs, targets in case.data[len(case.data) // 2 :]:
         with torch.no_grad():
             q, p = (
-                logits_of(call_model(model, inputs)).flatten(0, -2).float().log_softmax(-1)
+                LOGITS.logits(call_model(model, inputs)).flatten(0, -2).float().log_softmax(-1)
                 for model in (network, case.model)
             )
         right.append((q.argmax(-1) == targets.flatten()).double())

@@ -41,7 +41,7 @@ def test_metrics_are_what_their_definitions_say(seed: int, tokens: bool, classes
     rng = np.random.default_rng(seed)
     batches, right, loss, kl = [], [], [], []
     for size in (3, 1, 5):
-        shape = (size, 4) if tokens else (size,)
+        shape = (size, 7) if tokens else (size,)
         logits = rng.normal(size=(*shape, classes)) * 3
         targets = rng.integers(0, classes, shape)
         targets.flat[-1] = -100 if tokens else targets.flat[-1]
@@ -171,7 +171,7 @@ def test_no_batches_and_wrong_shapes_are_refused() -> None:
         ClassifierEvaluator.of(Given(), [])
     wrong = [Batch(torch.randn(2, 5, 8, 8), torch.tensor([0, 1]))]
     with pytest.raises(
-        ModelError, match=r"Residual does not run on the data.*batches of the shape"
+        ModelError, match=r"Residual cannot run a batch of shape \(2, 5, 8, 8\) \(batch 0\)"
     ):
         ClassifierEvaluator.of(toy_model("residual"), wrong)
 
@@ -181,5 +181,7 @@ def test_outputs_without_logits_are_refused() -> None:
         def forward(self, x: Tensor) -> dict[str, Tensor]:
             return {"scores": x}
 
-    with pytest.raises(ModelError, match="returned a dict without logits"):
+    with pytest.raises(
+        ModelError, match=r"dict of scores \(4, 3\) without logits.*output='scores'"
+    ):
         ClassifierEvaluator.of(Odd(), [batch()])

@@ -349,7 +349,7 @@ def test_unlabelled_positions_do_not_count() -> None:
     hidden[::4] = -100
     kept = hidden != -100
     chosen = replace(SHORT, warmup=0.0)
-    one = [(points.view(30, 3, 5), hidden.view(30, 3))]
+    one = [(points.view(45, 2, 5), hidden.view(45, 2))]
     other = [(points[kept], labels[kept])]
     long = finetune(model, one, one, settings=chosen, teacher=nn.Linear(5, CLASSES))
     torch.testing.assert_close(
@@ -400,12 +400,12 @@ GOOD = [(POINTS, LABELS)]
         (GOOD, [], DataError, "val is empty"),
         (iter(GOOD), GOOD, DataError, "only once"),
         (7, GOOD, DataError, "train is a int"),
-        (GOOD, [(POINTS, LABELS + 1)], DataError, "1 to 3 but the model has 3 classes"),
+        (GOOD, [(POINTS, LABELS + 1)], DataError, "1 to 3, but the model has 3 classes"),
         (GOOD, [(POINTS, LABELS - 1)], DataError, "-1 to 1"),
         ([(POINTS, LABELS + 1)], GOOD, DataError, "train, epoch 1, step 0"),
         (GOOD, [(POINTS, LABELS[:9])], DataError, "96 inputs but targets"),
-        (GOOD, [(POINTS, F.one_hot(LABELS).float())], DataError, "need targets of shape"),
-        (GOOD, [(POINTS, LABELS.float())], DataError, "class numbers"),
+        (GOOD, [(POINTS, F.one_hot(LABELS).float())], DataError, r"ask for \(96,\) class indices"),
+        (GOOD, [(POINTS, LABELS.float())], DataError, "class indices are whole numbers"),
         (GOOD, [POINTS], DataError, "yielded Tensor"),
         (GOOD, [(POINTS, LABELS, LABELS)], DataError, "a tuple of 3"),
         (GOOD, [(POINTS[:, :4], LABELS)], ModelError, r"\(96, 4\)"),

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from prune_env.errors import ConfigError
 from prune_env.measure import inference
 from prune_env.measure.inference import PLAIN, Inference, fitting_batch
-from prune_env.structure.inputs import call_model, logits_of
+from prune_env.measure.outputs import LOGITS
+from prune_env.structure.inputs import call_model
 from prune_env.testing import TOYS, toy_inputs, toy_model
 
 FOLDED = sorted(set(TOYS) - {"last_channels"})
@@ -20,7 +21,7 @@ FOLDED = sorted(set(TOYS) - {"last_channels"})
 
 def outputs(way: Inference, model: nn.Module, inputs: Any) -> Tensor:
     with way.ready(model) as fast:
-        return logits_of(call_model(fast, inputs)).float().clone()
+        return LOGITS.logits(call_model(fast, inputs)).float().clone()
 
 
 @pytest.mark.parametrize("name", sorted(TOYS))

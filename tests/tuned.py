@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from toys import Toy
 
 from prune_env.errors import GroupError
+from prune_env.measure.outputs import LOGITS
 from prune_env.recovery import FinetuneSettings, finetune
-from prune_env.structure.inputs import Inputs, call_model, logits_of
+from prune_env.structure.inputs import Inputs, call_model
 from prune_env.structure.weights import weight_groups
 from prune_env.surgery.apply import compact
 from prune_env.surgery.plan import PruningPlan
@@ -51,7 +52,7 @@ def tuned_under_watch(model: nn.Module, inputs: Inputs, chosen: FinetuneSettings
     def look(network: nn.Module, *args: object) -> None:
         seen.append(all(bool((zeros_of(network)[n] >= z).all()) for n, z in before.items()))
 
-    labels = logits_of(call_model(model, inputs)).detach().argmin(-1)
+    labels = LOGITS.logits(call_model(model, inputs)).detach().argmin(-1)
     batch = (inputs, labels)
     with model.register_forward_pre_hook(look):
         result = finetune(model, [batch] * 2, [batch], settings=chosen)

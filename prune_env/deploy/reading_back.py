@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from prune_env.errors import ModelError, PlanError, RunError
-from prune_env.structure.inputs import Inputs, call_model, eval_mode, logits_of
+from prune_env.measure.outputs import LOGITS
+from prune_env.structure.inputs import Inputs, call_model, eval_mode
 
 CONFIG = "config.json"
 """Moved into place last: a folder without it is no model to the library."""
@@ -39,7 +40,7 @@ def agree(small: nn.Module, model: nn.Module, inputs: Inputs) -> bool:
     """
     try:
         with eval_mode(small), eval_mode(model), torch.no_grad():
-            ours, theirs = (logits_of(call_model(net, inputs)) for net in (small, model))
+            ours, theirs = (LOGITS.logits(call_model(net, inputs)) for net in (small, model))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ModelError(
             f"{type(small).__name__} does not run on the inputs to compare on: {error}. Give "

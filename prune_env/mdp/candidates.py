@@ -33,6 +33,7 @@ from prune_env.measure.evaluators import ClassifierEvaluator, Evaluator, Hopeles
 from prune_env.measure.fingerprint import DIGEST, Identity, fingerprint, identity_of
 from prune_env.measure.gradients import loss_gradients
 from prune_env.measure.inference import Inference, fitting_batch
+from prune_env.measure.outputs import Output, Said
 from prune_env.structure.blame import naming_layer
 from prune_env.structure.copies import copied, sharing
 from prune_env.structure.entry import require_loaded
@@ -76,6 +77,8 @@ class TaskOptions:
             become its best; none by default, so every plan is measured on all.
         precision: of the measurement, "float32", "bfloat16", or "auto": see `Inference.of`.
         batch_size: of both; 0 chooses one whose activations fit the processor's cache.
+        output: name or index of the part of the model's outputs that is its logits, where that is
+            not clear; an `Output` says all there is to know.
         ignore: names or globs of layers to leave alone: they keep every row and column.
         min_sparsity, max_sparsity: bounds on the fraction of units removed, for all groups or by
             layer name or glob.
@@ -100,6 +103,7 @@ class TaskOptions:
     stages: Sequence[int] = ()
     precision: str = "auto"
     batch_size: int = 0
+    output: Said = ""
     ignore: Sequence[str] = ()
     min_sparsity: PerGroup[float] = 0.0
     max_sparsity: PerGroup[float] = 0.9
@@ -151,6 +155,7 @@ class CandidateEvaluator:
         inference: how networks are run for the repair.
         dense: what the dense network measures.
         made_of: what else decides what is measured, see `fingerprint`.
+        output: how its outputs and targets are read.
     """
 
     model: nn.Module
@@ -166,6 +171,7 @@ class CandidateEvaluator:
     inference: Inference
     dense: Metrics
     made_of: Identity = field(default_factory=dict)
+    output: Output = field(default_factory=Output)
     clock: Clock = field(default_factory=Clock)
     cache: dict[tuple[int, ...], Metrics] = field(default_factory=dict, repr=False)
     glimpses: dict[tuple[tuple[int, ...], float], Metrics] = field(default_factory=dict, repr=False)
@@ -300,12 +306,15 @@ def prepare(
     untouched = copied(model)
     dense = sharing(untouched)  # a pass may write to buffers
     calibration, rewarding = _split(dense, data, options)
-    measure = ClassifierEvaluator.of(dense, rewarding, stages=sorted(options.stages))
-    inference = Inference.of(dense, rewarding[0].inputs, options.precision)
+    stages = sorted(options.stages)
+    measure = ClassifierEvaluator.of(dense, rewarding, stages=stages, output=options.output)
+    output, first = measure.output, measure.batches[0]
+    read = functools.partial(output.labelled, targets=first.targets)
+    inference = Inference.of(dense, first.inputs, options.precision, read)
     examples = [first_samples(batch, 2).inputs for batch in calibration]
     sketch = outline(dense, examples, options, groups)
     live = sketch.groups
-    gradients = functools.cache(lambda: loss_gradients(dense, calibration))
+    gradients = functools.cache(lambda: loss_gradients(dense, calibration, output))
 
     def score(portion: Sequence[PrunableGroup], statistics: Calibration) -> dict[str, Tensor]:
         seed = options.seed + (live.index(portion[0]) if portion else 0)  # a draw for each portion
@@ -326,7 +335,8 @@ def prepare(
         measure=dataclasses.replace(measure, inference=inference),
         inference=inference,
         dense=measure(dense),
-        made_of=_made_of(untouched, options),
+        made_of=_made_of(untouched, options, output),
+        output=output,
     )
     return Parts(sketch, built.scores, evaluate)
 
@@ -342,12 +352,13 @@ def _recipe(options: TaskOptions, dense: nn.Module, calibration: Sequence[Batch]
     )
 
 
-def _made_of(dense: nn.Module, options: TaskOptions) -> Identity:
+def _made_of(dense: nn.Module, options: TaskOptions, output: Output) -> Identity:
     """What decides measurements beside tensors."""
     device = next((parameter.device.type for parameter in dense.parameters()), "cpu")
     return identity_of(
         network=[type(dense).__name__, str(dense)],
         criterion=options.criterion,
+        output=repr(output),
         stages=list(options.stages),
         seed=options.seed,
         threads=f"{torch.get_num_threads()} on {device}",

@@ -21,6 +21,7 @@ from prune_env.mdp.leftover import LEFTOVERS
 from prune_env.mdp.rewards import REWARDS
 from prune_env.measure.costs import METRICS
 from prune_env.measure.inference import PRECISIONS
+from prune_env.measure.outputs import checked
 from prune_env.surgery.criteria import Criterion
 from prune_env.surgery.repair import REPAIRS, Repair
 from prune_env.surgery.scorers import SCORERS
@@ -37,7 +38,13 @@ def _units(name: str, value: object) -> None:
 
 BUDGET = real("a fraction of the dense cost in (0, 1]", lambda x: 0 < x <= 1, BudgetError)
 
+
+def _output(name: str, value: object) -> None:
+    checked(value)
+
+
 CHECKS: Mapping[str, Check] = {
+    "output": _output,
     "budget": BUDGET,
     "on": among(METRICS, f"one of {', '.join(METRICS)}", BudgetError),
     "units": _units,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,7 @@ from prune_env.mdp.rules import SLACK, Floats, Rules, Units, as_kept, require_re
 from prune_env.measure.costs import CostModel, Metric, metric_index
 from prune_env.measure.evaluators import Hopeless, Metrics
 from prune_env.measure.fingerprint import NUMERICS, Identity, identity_of
+from prune_env.measure.outputs import Output
 from prune_env.structure.groups import PrunableGroup
 from prune_env.surgery.plan import PruningPlan
 from prune_env.surgery.recipe import Recipe
@@ -76,6 +77,7 @@ class PruningTask:
         race: the same, given up early where it is hopeless; None measures every plan in full.
         part: the same on a share of the samples; None cannot.
         predicted: loss that the repair predicts for a group, by name, at a number of kept units.
+        output: how the network's outputs and targets are read; `finetune` takes it too.
         origin: the prior that offsets start from; None is the uniform path.
         scores: importance of every unit, by group name, in the shape of the group's grid.
         budget: fraction of the dense cost that may remain.
@@ -104,6 +106,7 @@ class PruningTask:
     race: Race | None = None
     part: Part | None = None
     predicted: Predicted | None = None
+    output: Output = field(default_factory=Output)
     origin: Path | None = None
     name: str = "task"
 
@@ -131,7 +134,7 @@ class PruningTask:
             name: for logs.
             options: fields of `TaskOptions`: budget, on, units, criterion, reward, repair, ignore,
                 min_sparsity, max_sparsity, multiple_of, calibration_samples, reward_samples,
-                repair_samples, stages, precision, batch_size, seed.
+                repair_samples, stages, precision, batch_size, output, seed.
 
         Raises:
             ConfigError: an unknown option, criterion, reward or repair.
@@ -159,6 +162,7 @@ class PruningTask:
             race=parts.evaluate if chosen.stages else None,
             part=parts.evaluate.glimpse,
             predicted=parts.evaluate.ladders.predicted_loss,
+            output=parts.evaluate.output,
             name=name,
         )
 

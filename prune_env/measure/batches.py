@@ -4,21 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from prune_env.errors import DataError
+from prune_env.measure.padding import Positions, data_positions, without_padding
 from prune_env.structure.inputs import Inputs, batch_size, map_tensors
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Samples and their labels; the first dimension of every tensor runs over the samples."""
+    """Samples and their labels; the first dimension of every tensor runs over the samples.
+
+    Whole numbers become int64, so that -100 is the same in every type a loader may use, and a
+    position that `attention_mask` leaves out has no label.
+    """
 
     inputs: Inputs
     targets: Tensor
+
+    def __post_init__(self) -> None:
+        targets = self.targets
+        if not (targets.is_floating_point() or targets.is_complex()):
+            targets = targets.long()
+        object.__setattr__(self, "targets", without_padding(self.inputs, targets))
+
+    @cached_property
+    def positions(self) -> Positions:
+        """Which positions are data; empty where all are."""
+        return data_positions(self.inputs, self.targets)
 
     def __len__(self) -> int:
         return int(self.targets.shape[0])

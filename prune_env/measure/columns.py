@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prune_env.measure.padding import Positions, data_rows
 from prune_env.structure.weights import multiplies_transposed
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -33,7 +34,11 @@ def has_columns(module: nn.Module) -> bool:
 
 
 def columns_of(
-    module: nn.Module, x: Tensor, positions: int | None, generator: torch.Generator
+    module: nn.Module,
+    x: Tensor,
+    positions: int | None,
+    generator: torch.Generator,
+    data: Positions = (),
 ) -> Tensor:
     """Columns at output positions drawn once for the whole batch, (N, D), kernel before channel.
 
@@ -45,17 +50,25 @@ def columns_of(
         x: its input.
         positions: how many places of a convolution to draw without replacement; None takes all.
         generator: of the draw.
+        data: see `data_positions`; rows of other positions are left out. A convolution that has as
+            many outputs as there are positions is taken to have one for each.
     """
     if not isinstance(module, _CONVS):
-        return x.reshape(-1, x.shape[-1])
+        rows_N = data_rows(data, x.shape)
+        flat_ND = x.reshape(-1, x.shape[-1])
+        return flat_ND if rows_N is None else flat_ND[rows_N.to(x.device)]
     padded, starts_P, taps_K = _conv_places(module, x)
     rows_BPC = padded.flatten(2).transpose(1, 2)
+    rows_N = data_rows(data, (len(x), len(starts_P), 1))
     if positions is not None and len(starts_P) > positions:
-        starts_P = starts_P[torch.randperm(len(starts_P), generator=generator)[:positions]]
+        drawn_P = torch.randperm(len(starts_P), generator=generator)[:positions]
+        rows_N = None if rows_N is None else rows_N.reshape(len(x), -1)[:, drawn_P].reshape(-1)
+        starts_P = starts_P[drawn_P]
     places = (starts_P[:, None] + taps_K).reshape(-1).to(x.device)
     # Channels lie together, so every place is one run of memory.
     taken = rows_BPC.contiguous().index_select(1, places)
-    return taken.reshape(-1, len(taps_K) * rows_BPC.shape[2])
+    columns_ND = taken.reshape(-1, len(taps_K) * rows_BPC.shape[2])
+    return columns_ND if rows_N is None else columns_ND[rows_N.to(x.device)]
 
 
 def flattened(module: nn.Module) -> Tensor:

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from prune_env.errors import DataError, ModelError
 from prune_env.measure.batches import Batch
 from prune_env.measure.inference import PLAIN, Inference
-from prune_env.structure.entry import why_not
-from prune_env.structure.inputs import call_model, eval_mode, logits_of
+from prune_env.measure.outputs import Output, Said, find_output, require_fit, run
+from prune_env.measure.padding import IGNORED
+from prune_env.structure.inputs import call_model, eval_mode
 
 
 @dataclass(frozen=True)
@@ -70,21 +71,55 @@ class Evaluator(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Reference:
+    """What every network is compared with on one batch.
+
+    Attributes:
+        labelled: which predictions have a target, (P,); None where all of them do.
+        targets_N: their classes.
+        log_p_NK: logarithms of the dense network's probabilities.
+    """
+
+    labelled: Tensor | None
+    targets_N: Tensor
+    log_p_NK: Tensor
+
+    @staticmethod
+    def of(logits: Tensor, targets: Tensor) -> Reference:
+        """The dense network's logits (..., K) beside targets (...)."""
+        labelled = targets.flatten() != IGNORED
+        log_p_NK = logits.flatten(0, -2)[labelled].float().log_softmax(-1)
+        some = None if bool(labelled.all()) else labelled
+        return Reference(some, targets.flatten()[labelled], log_p_NK)
+
+    def rows(self, logits: Tensor) -> Tensor:
+        """Whether each of N predictions is right, its cross-entropy and its KL, float64 (3, N)."""
+        flat = logits.flatten(0, -2)
+        log_q = (flat if self.labelled is None else flat[self.labelled]).float().log_softmax(-1)
+        right = log_q.argmax(-1) == self.targets_N
+        loss = F.nll_loss(log_q, self.targets_N, reduction="none")
+        kl = (self.log_p_NK.exp() * (self.log_p_NK - log_q)).sum(-1)
+        return torch.stack([right.double(), loss.double(), kl.double()])
+
+
+@dataclass(frozen=True, eq=False)
 class ClassifierEvaluator:
     """Accuracy, cross-entropy and KL to the dense network on fixed batches.
 
-    Works per sample (logits (B, K)) and per token (logits (B, T, K), targets (B, T)); targets of
-    -100 are left out, as in PyTorch.
+    Works per sample (logits (B, K)), per token (logits (B, T, K), targets (B, T)) and per pixel
+    (logits (B, K, H, W), targets (B, H, W)); targets of -100 are left out, as in PyTorch.
 
     Attributes:
         batches: what is measured, always in this order.
-        dense_logits: the dense network's logits for each batch.
+        references: what it is compared with, by batch.
+        output: how outputs and targets are read.
         inference: how networks are run.
         stages: numbers of samples after which a hopeless network may be given up, growing.
     """
 
     batches: tuple[Batch, ...]
-    dense_logits: tuple[Tensor, ...]
+    references: tuple[Reference, ...]
+    output: Output
     inference: Inference = PLAIN
     stages: tuple[int, ...] = ()
 
@@ -94,30 +129,31 @@ class ClassifierEvaluator:
         batches: Sequence[Batch],
         inference: Inference = PLAIN,
         stages: Sequence[int] = (),
+        output: Said = "",
     ) -> ClassifierEvaluator:
         """An evaluator that compares with `dense`, which is always run the plain way.
 
         Raises:
+            ConfigError: see `find_output`.
             DataError: there are no batches, or targets do not fit the outputs.
             ModelError: the dense network fails on them, or gives NaN or infinite outputs.
         """
         if not batches:
             raise DataError("there is nothing to evaluate on: the loader gave no batch.")
-        try:
-            with eval_mode(dense), torch.inference_mode():
-                logits = tuple(logits_of(call_model(dense, batch.inputs)) for batch in batches)
-        except ModelError:
-            raise
-        except Exception as error:
-            first = str(error).strip().partition("\n")[0]
-            cure = why_not(dense, batches[0].inputs, "Does the loader give batches of the shape "
-                           "the model was built for?")  # fmt: skip
-            raise ModelError(
-                f"{type(dense).__name__} does not run on the data: {first}. {cure}"
-            ) from error
+        with eval_mode(dense), torch.inference_mode():
+            raws = (run(dense, batch, f"batch {i}") for i, batch in enumerate(batches))
+            read, logits = find_output(dense, batches, raws, output)
+        batches = [read.read(batch) for batch in batches]
         for number, (batch, values) in enumerate(zip(batches, logits, strict=True)):
-            _require_fit(number, batch, values)
-        evaluator = ClassifierEvaluator(tuple(batches), logits, inference, tuple(stages))
+            require_fit(values, batch.targets, f"batch {number}")
+        references = tuple(Reference.of(v, b.targets) for b, v in zip(batches, logits, strict=True))
+        for number, reference in enumerate(references):
+            if not bool(torch.isfinite(reference.log_p_NK).all()):
+                raise ModelError(
+                    f"the dense network gives NaN or infinite outputs on batch {number}. Check its "
+                    "weights and the scaling of the inputs before pruning."
+                )
+        evaluator = ClassifierEvaluator(tuple(batches), references, read, inference, tuple(stages))
         if not evaluator.samples:
             raise DataError("every target is -100 (left out): there is nothing to evaluate.")
         return evaluator
@@ -125,7 +161,7 @@ class ClassifierEvaluator:
     @property
     def samples(self) -> int:
         """Number of predictions in all batches."""
-        return sum(int((batch.targets != -100).sum()) for batch in self.batches)
+        return sum(len(reference.targets_N) for reference in self.references)
 
     def __call__(
         self,
@@ -136,8 +172,9 @@ class ClassifierEvaluator:
         rows: list[Tensor] = []
         seen, total, stages = 0, self.samples, self.stages if stages is None else stages
         with self.inference.ready(model) as fast:
-            for batch, dense in zip(self.batches, self.dense_logits, strict=True):
-                rows.append(_per_prediction(call_model(fast, batch.inputs), dense, batch.targets))
+            for batch, reference in zip(self.batches, self.references, strict=True):
+                logits = self.output.logits(call_model(fast, batch.inputs))
+                rows.append(reference.rows(logits))
                 seen += rows[-1].shape[1]
                 if hopeless is None or not stages or not stages[0] <= seen < total:
                     continue
@@ -146,18 +183,6 @@ class ClassifierEvaluator:
                 if hopeless(metrics):
                     return metrics
         return _metrics(torch.cat(rows, 1), total, model)
-
-
-def _per_prediction(output: object, dense: Tensor, targets: Tensor) -> Tensor:
-    """Whether each of N predictions is right, its cross-entropy and its KL, float64 (3, N)."""
-    counts = targets.flatten() != -100
-    targets = targets.flatten()[counts].long()
-    log_q = logits_of(output).flatten(0, -2)[counts].float().log_softmax(-1)
-    log_p = dense.flatten(0, -2)[counts].float().log_softmax(-1)
-    right = log_q.argmax(-1) == targets
-    loss = F.nll_loss(log_q, targets, reduction="none")
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
-    return torch.stack([right.double(), loss.double(), kl.double()])
 
 
 def _metrics(rows_3N: Tensor, total: int, model: nn.Module) -> Metrics:
@@ -175,27 +200,3 @@ def _metrics(rows_3N: Tensor, total: int, model: nn.Module) -> Metrics:
         )
     errors = (rows_3N.std(1, correction=min(1, seen - 1)) / math.sqrt(seen)).tolist()
     return Metrics(accuracy, loss, kl, seen, seen / total, *errors)
-
-
-def _require_fit(number: int, batch: Batch, logits: Tensor) -> None:
-    if not bool(torch.isfinite(logits).all()):
-        raise ModelError(
-            f"the dense network gives NaN or infinite outputs on batch {number}. Check its weights "
-            "and the scaling of the inputs before pruning."
-        )
-    if logits.shape[:-1] != batch.targets.shape:
-        raise DataError(
-            f"batch {number}: targets have shape {tuple(batch.targets.shape)}, but the model's "
-            f"logits {tuple(logits.shape)} ask for {tuple(logits.shape[:-1])} class indices."
-        )
-    if batch.targets.is_floating_point():
-        raise DataError(
-            f"batch {number}: targets are {batch.targets.dtype}; class indices are whole numbers. "
-            "Turn one-hot or soft targets into indices with argmax(-1)."
-        )
-    valid = batch.targets[batch.targets != -100]
-    if valid.numel() and not 0 <= int(valid.min()) <= int(valid.max()) < logits.shape[-1]:
-        raise DataError(
-            f"batch {number}: targets run from {int(valid.min())} to {int(valid.max())}, but the "
-            f"model has {logits.shape[-1]} classes. Is it the right data set for this model?"
-        )

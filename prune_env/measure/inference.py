@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from prune_env.errors import ConfigError
 from prune_env.measure.norms import norms_behind
-from prune_env.structure.inputs import Inputs, batch_size, call_model, eval_mode, logits_of
+from prune_env.measure.outputs import LOGITS
+from prune_env.structure.inputs import Inputs, batch_size, call_model, eval_mode
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 AGREEMENT = 1e-3
@@ -47,7 +48,12 @@ class Inference:
     bfloat16: bool = False
 
     @staticmethod
-    def of(dense: nn.Module, inputs: Inputs, precision: str = "auto") -> Inference:
+    def of(
+        dense: nn.Module,
+        inputs: Inputs,
+        precision: str = "auto",
+        read: Callable[[Any], Tensor] = LOGITS.logits,
+    ) -> Inference:
         """The fastest way that agrees with the plain one on `inputs`.
 
         What is folded, and whether bfloat16 is used, is decided by structure, hardware and
@@ -58,23 +64,25 @@ class Inference:
             inputs: one batch of the size that will be run.
             precision: one of `PRECISIONS`; "auto" is bfloat16 where the processor multiplies it
                 natively and the outputs agree.
+            read: the logits (..., K) that must agree, from what the network returns.
 
         Raises:
             ConfigError: no such precision.
         """
         if precision not in PRECISIONS:
             raise ConfigError(f"precision is '{precision}'; choose of {', '.join(PRECISIONS)}.")
-        wanted = PLAIN._logits(dense, inputs)
+        wanted = PLAIN._logits(dense, inputs, read)
         folding = Inference(_folds(dense, inputs))
         if not torch.allclose(
-            folding._logits(dense, inputs), wanted, rtol=1e-3, atol=1e-3 * _size(wanted)
+            folding._logits(dense, inputs, read), wanted, rtol=1e-3, atol=1e-3 * _size(wanted)
         ):
             _log.info("%s: folding its BatchNorm changes outputs; it is not folded.", _name(dense))
             folding = PLAIN
         if precision == "float32" or (precision == "auto" and not _native_bfloat16(dense)):
             return folding
         halved = Inference(folding.folds, bfloat16=True)
-        if precision == "bfloat16" or _apart(wanted, halved._logits(dense, inputs)) < AGREEMENT:
+        found = halved._logits(dense, inputs, read)
+        if precision == "bfloat16" or _apart(wanted, found) < AGREEMENT:
             return halved
         _log.info("%s in bfloat16 strays from float32; float32 is used.", _name(dense))
         return folding
@@ -93,9 +101,9 @@ class Inference:
         """The context in which products are taken in the precision chosen."""
         return torch.autocast(_device(model), torch.bfloat16, enabled=self.bfloat16)
 
-    def _logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
+    def _logits(self, model: nn.Module, inputs: Inputs, read: Callable[[Any], Tensor]) -> Tensor:
         with self.ready(model) as fast:
-            return logits_of(call_model(fast, inputs)).float()
+            return read(call_model(fast, inputs)).float()
 
 
 PLAIN = Inference()

@@ -16,6 +16,7 @@ from prune_env.measure.batches import Batch, take_batches
 from prune_env.measure.columns import columns_of, flattened, has_columns
 from prune_env.measure.fingerprint import fingerprint
 from prune_env.measure.norms import norms_behind
+from prune_env.measure.padding import Positions
 from prune_env.measure.portions import READ, blocks_of
 from prune_env.measure.sums import Sums, require_finite_sum
 from prune_env.structure.copies import sharing
@@ -123,7 +124,7 @@ class Reading:
         try:
             with torch.no_grad():
                 for batch in self.batches if leader else ():
-                    hooks.run(self.dense, batch.inputs)
+                    hooks.run(self.dense, batch)
         finally:
             for handle in handles:
                 handle.remove()
@@ -168,12 +169,13 @@ class _Hooks:
         }
         self._held: dict[str, tuple[Tensor, int]] = {}
         self._called: dict[str, int] = {}
+        self._data: Positions = ()
 
-    def run(self, model: nn.Module, inputs: Inputs) -> None:
+    def run(self, model: nn.Module, batch: Batch) -> None:
         """One batch."""
-        self._called = dict.fromkeys(self._leader, 0)
+        self._called, self._data = dict.fromkeys(self._leader, 0), batch.positions
         with contextlib.suppress(_Enough):
-            call_model(model, inputs)
+            call_model(model, batch.inputs)
         self._held.clear()
         if any(self._called[path] != self._called[first] for path, first in self._leader.items()):
             raise _Apart
@@ -196,10 +198,11 @@ class _Hooks:
         return hook
 
     def _add(self, path: str, module: nn.Module, x: Tensor) -> None:
-        require_finite_sum(path, x)
         self._held[path] = x, x._version
         with torch.inference_mode(False), torch.no_grad():  # whatever mode the network runs in
-            columns_ND = columns_of(module, x, self._positions, self._generators[path])
+            draw = self._positions, self._generators[path]
+            columns_ND = columns_of(module, x, *draw, self._data)
+            require_finite_sum(path, columns_ND if self._data else x)  # padding may hold anything
             for one in self._sums[path]:
                 one.add(columns_ND)
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from prune_env.errors import DataError, ModelError
 from prune_env.measure.batches import Batch
+from prune_env.measure.padding import Positions, data_rows
 from prune_env.structure.inputs import call_model, eval_mode, map_tensors
 
 
@@ -38,7 +39,7 @@ class Routing:
 def measure_routing(
     model: nn.Module, batches: Sequence[Batch], experts: Mapping[str, int]
 ) -> dict[str, Routing]:
-    """Run the network once and watch its experts; every position counts, filled-up ones too.
+    """Run the network once and watch its experts; filled-up positions do not count.
 
     The module of the experts is called a second time on the pairs of a token and an expert, as if
     each were a token with one expert of weight 1: the output is that of the expert alone, computed
@@ -68,6 +69,8 @@ def measure_routing(
         stack.enter_context(eval_mode(model))
         stack.enter_context(torch.no_grad())
         for batch in batches:
+            for total in sums.values():
+                total.positions = batch.positions
             call_model(model, batch.inputs)
     return {path: total.finish() for path, total in sums.items()}
 
@@ -79,6 +82,7 @@ class _Sum:
         self._path, self._units, self._tokens = path, units, 0
         self._chosen_U = torch.zeros(units, dtype=torch.float64)
         self._weighted_U = torch.zeros(units, dtype=torch.float64)
+        self.positions: Positions = ()
 
     def watch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook: add what this call does."""
@@ -93,6 +97,10 @@ class _Sum:
         given = call.alone(args, kwargs)
         output_SH = module.forward(*given[0], **given[1])
         loud_S = gate_S.double() * output_SH.double().norm(dim=-1)
+        rows_N = data_rows(self.positions, call.tokens_NH.shape)
+        if rows_N is not None:
+            data_S = rows_N.to(loud_S.device).repeat_interleave(call.index_Nk.shape[1])
+            index_S, loud_S = index_S[data_S], loud_S[data_S]
         if not bool(torch.isfinite(loud_S).all()):
             raise ModelError(
                 f"the experts of '{self._path}' give NaN or infinite outputs on the calibration "
@@ -100,7 +108,7 @@ class _Sum:
             )
         self._chosen_U += self._by_expert(index_S, torch.ones_like(loud_S))
         self._weighted_U += self._by_expert(index_S, loud_S)
-        self._tokens += len(call.index_Nk)
+        self._tokens += len(call.index_Nk) if rows_N is None else int(rows_N.sum())
 
     def _by_expert(self, index_S: Tensor, values_S: Tensor) -> Tensor:
         # Expert parallelism gives the index U to pairs that another process computes.

@@ -38,6 +38,8 @@ class Sums:
 
     def add(self, columns_ND: Tensor) -> None:
         """Columns of one batch, which fit float32; sums over batches are kept in float64."""
+        if not len(columns_ND):
+            return
         columns_ND = columns_ND.to(torch.promote_types(columns_ND.dtype, torch.float32))
         self._gathered = len(self._places) < columns_ND.shape[1]
         if self._gathered:

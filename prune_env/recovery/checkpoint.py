@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prune_env.errors import RunError
 from prune_env.measure.fingerprint import described
+from prune_env.measure.outputs import Output
 from prune_env.records import read_record
 from prune_env.recovery.masks import KeepMasks
 from prune_env.recovery.schedule import FinetuneSettings
@@ -80,6 +81,7 @@ def fingerprint(
     steps: int,
     masks: KeepMasks,
     data: tuple[Any, Any],
+    output: Output,
 ) -> Fingerprint:
     """What two runs must share for one to go on where the other stopped.
 
@@ -88,6 +90,7 @@ def fingerprint(
     shapes = {name: list(value.shape) for name, value in _tensors(model).items()}
     return {
         **{f"settings.{name}": value for name, value in asdict(settings).items()},
+        **{f"output.{name}": value for name, value in asdict(output).items()},
         **{f"shape of {name}": shape for name, shape in shapes.items()},
         "initial weights": _digest(model),
         "teacher": "none" if teacher is None else _digest(teacher),

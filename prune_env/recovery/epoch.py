@@ -13,13 +13,11 @@ from torch import Tensor, nn
 
 from prune_env.errors import DataError, ModelError
 from prune_env.measure.batches import Batch, split_batch
+from prune_env.measure.outputs import TAKES, Output, Said, find_output, require_fit, run
+from prune_env.measure.padding import IGNORED
 from prune_env.recovery.schedule import FinetuneSettings
-from prune_env.structure.blame import CURE, place_of
-from prune_env.structure.entry import why_not
-from prune_env.structure.inputs import Inputs, call_model, eval_mode, logits_of, map_tensors
-
-IGNORED = -100
-"""The target of a position without a label, as in PyTorch."""
+from prune_env.structure.blame import CURE
+from prune_env.structure.inputs import Inputs, call_model, eval_mode, map_tensors
 
 Loss = Callable[[Tensor, Tensor, Inputs], Tensor]
 """(logits (B, C), targets (B,), inputs) -> scalar."""
@@ -76,52 +74,35 @@ def batches(loader: Iterable[Any], device: torch.device, place: Place) -> Iterat
         raise DataError(f"{place.name} is empty: its loader yielded no batch in {place}.")
 
 
-def logits_for(model: nn.Module, batch: Batch, place: Place) -> tuple[Tensor, Tensor]:
-    """Logits (B, C) and targets (B,) of a batch; positions, if any, are folded into B.
+def logits_for(
+    model: nn.Module, batch: Batch, place: Place, output: Output
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) and targets (N,) of a batch; positions, if any, are folded into N.
 
     Raises:
         ModelError: the model cannot run the batch.
         DataError: the targets do not fit the logits.
     """
-    try:
-        output = call_model(model, batch.inputs)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot run a batch of shape {_shapes(batch.inputs)} "
-            f"({place}): {error} {place_of(error)}. "
-            + why_not(model, batch.inputs, f"Does the loader give what the model takes? {CURE}.")
-        ) from error
-    logits, targets = logits_of(output), batch.targets
-    if logits.ndim < 2 or logits.shape[:-1] != targets.shape:
-        raise DataError(
-            f"logits of shape {tuple(logits.shape)} need targets of shape "
-            f"{tuple(logits.shape[:-1])}, found {tuple(targets.shape)} ({place})."
-        )
-    if targets.is_floating_point() or targets.is_complex():
-        raise DataError(f"targets are {targets.dtype}; class numbers (int64) are needed ({place}).")
-    classes = logits.shape[-1]
-    targets = targets.long()
-    labelled = targets[targets != IGNORED]
-    if not len(labelled):
+    raw = run(model, batch, place, f"{TAKES} {CURE}.")
+    logits, targets = output.logits(raw), output.read(batch).targets
+    require_fit(logits, targets, place)
+    if not bool((targets != IGNORED).any()):
         raise DataError(f"every target of a batch is {IGNORED}, which means unlabelled ({place}).")
-    low, high = int(labelled.min()), int(labelled.max())
-    if low < 0 or high >= classes:
-        raise DataError(
-            f"targets run from {low} to {high} but the model has {classes} classes, numbered "
-            f"0 to {classes - 1} ({place}). Renumber the labels or widen the last layer."
-        )
-    return logits.reshape(-1, classes), targets.reshape(-1)
+    return logits.flatten(0, -2), targets.flatten()
 
 
-def _shapes(inputs: Inputs) -> str:
-    shapes: list[tuple[int, ...]] = []
+def output_of(model: nn.Module, loader: Iterable[Any], place: Place, said: Said = "") -> Output:
+    """How `model`'s outputs are read, by the first batch of `loader`.
 
-    def note(tensor: Tensor) -> Tensor:
-        shapes.append(tuple(tensor.shape))
-        return tensor
-
-    map_tensors(note, inputs)
-    return ", ".join(map(str, shapes))
+    Raises:
+        ConfigError, DataError, ModelError: see `find_output`, `batches` and `run`.
+    """
+    if isinstance(said, Output):
+        return said
+    batch = next(batches(loader, device_of(model), place))
+    with eval_mode(model), torch.no_grad():
+        output, _ = find_output(model, [batch], [run(model, batch, place)], said)
+    return output
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -130,23 +111,30 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def accuracy_and_loss(
-    model: nn.Module, loader: Iterable[Any], *, place: Place | None = None
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    place: Place | None = None,
+    output: Said = "",
 ) -> Quality:
     """Accuracy and mean cross-entropy of `model` over one pass of `loader`, in eval mode.
 
     The training flag of every submodule is put back afterwards.
+
+    Args:
+        output: which part of the outputs is the logits; see `TaskOptions.output`.
 
     Raises:
         DataError: the loader is empty, malformed, or its targets do not fit the model.
         ModelError: the model cannot run a batch, or gives NaN or infinite outputs.
     """
     place = place or Place("the loader", 0)
-    device = device_of(model)
+    device, read = device_of(model), output_of(model, loader, place, output)
     correct, count, loss, square = 0, 0, 0.0, 0.0
     with eval_mode(model), torch.no_grad():
         for step, batch in enumerate(batches(loader, device, place)):
             here = Place(place.name, place.epoch, step)
-            logits, targets = logits_for(model, batch, here)
+            logits, targets = logits_for(model, batch, here, read)
             if not bool(torch.isfinite(logits).all()):
                 raise ModelError(
                     f"{type(model).__name__} gives NaN or infinite logits ({here}). Check its "
@@ -161,7 +149,7 @@ def accuracy_and_loss(
     return Quality(correct / count, mean, count, math.sqrt(max(0.0, square / count - mean**2)))
 
 
-def build_loss(settings: FinetuneSettings, teacher: nn.Module | None) -> Loss:
+def build_loss(settings: FinetuneSettings, teacher: nn.Module | None, output: Output) -> Loss:
     """The loss to descend: cross-entropy, mixed with the teacher's opinion where there is one.
 
     With share w and temperature T: (1 - w) * CE + w * T^2 * KL(teacher || student), both
@@ -179,7 +167,7 @@ def build_loss(settings: FinetuneSettings, teacher: nn.Module | None) -> Loss:
 
     def distilled(logits: Tensor, targets: Tensor, inputs: Inputs) -> Tensor:
         with torch.no_grad():
-            opinion = logits_of(call_model(dense, inputs))
+            opinion = output.logits(call_model(dense, inputs))
         if opinion.shape[-1] != logits.shape[-1]:
             raise ModelError(
                 f"the teacher has {opinion.shape[-1]} classes, the model {logits.shape[-1]}. "

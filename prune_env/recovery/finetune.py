@@ -15,6 +15,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from prune_env.errors import DataError, ModelError
+from prune_env.measure.outputs import Output, Said
+from prune_env.measure.padding import IGNORED
 from prune_env.recovery.checkpoint import (
     EpochRecord,
     Progress,
@@ -24,7 +26,6 @@ from prune_env.recovery.checkpoint import (
     snapshot,
 )
 from prune_env.recovery.epoch import (
-    IGNORED,
     Loss,
     Place,
     accuracy_and_loss,
@@ -32,6 +33,7 @@ from prune_env.recovery.epoch import (
     build_loss,
     device_of,
     logits_for,
+    output_of,
 )
 from prune_env.recovery.masks import KeepMasks
 from prune_env.recovery.schedule import FinetuneSettings, build_optimizer, learning_rate_at
@@ -69,6 +71,7 @@ def finetune(
     masks: KeepMasks | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    output: Said = "",
 ) -> FinetuneResult:
     """Tune a copy of `model` on `train` and return it as it was at its best epoch on `val`.
 
@@ -94,6 +97,9 @@ def finetune(
         checkpoint: a file replaced after every epoch. If it is there, the run goes on from it
             and ends with the weights, to the bit, of a run that was never stopped.
         on_epoch: called after every epoch made by this call, epoch 0 included, once it is saved.
+        output: which part of the outputs is the logits, by name or index, or all that is known of
+            them: `task.output`, so that what was measured is what is tuned. Found on `val` if not
+            said.
 
     Raises:
         DataError: an empty loader, a malformed batch, targets out of range.
@@ -106,15 +112,18 @@ def finetune(
         require_loaded(teacher)
     steps = _count_batches(train, settings)
     masks = KeepMasks.of_network(model) if masks is None else masks
+    with _seeded(settings.seed, 0):
+        read = output_of(model, val, Place("val", 0), output)
     data = (train, val)
-    print_ = fingerprint(settings, model, teacher, steps, masks, data) if checkpoint else {}
+    print_ = fingerprint(settings, model, teacher, steps, masks, data, read) if checkpoint else {}
     student = copy_of(model)
     run = _Run(
         student,
         build_optimizer(student, settings),
-        build_loss(settings, _frozen_copy(teacher)),
+        build_loss(settings, _frozen_copy(teacher), read),
         settings,
         steps,
+        read,
     )
     progress = load_progress(checkpoint, print_) if checkpoint else None
     if progress is not None:
@@ -141,6 +150,7 @@ class _Run:
     loss: Loss
     settings: FinetuneSettings
     steps: int  # per epoch
+    output: Output
 
 
 def _frozen_copy(teacher: nn.Module | None) -> nn.Module | None:
@@ -153,7 +163,7 @@ def _one_epoch(run: _Run, train: Iterable[Any], val: Iterable[Any], epoch: int) 
     with _seeded(run.settings.seed, epoch):
         if epoch:
             loss, rate = _train(run, train, epoch)
-        quality = accuracy_and_loss(run.model, val, place=Place("val", epoch))
+        quality = accuracy_and_loss(run.model, val, place=Place("val", epoch), output=run.output)
     return EpochRecord(epoch, loss, quality.loss, quality.accuracy, rate)
 
 
@@ -166,7 +176,7 @@ def _train(run: _Run, train: Iterable[Any], epoch: int) -> tuple[float, float]:
         done = (epoch - 1) * run.steps + min(step, run.steps - 1)
         rate = learning_rate_at(done, run.settings.epochs * run.steps, run.settings)
         with torch.autocast(device.type, torch.bfloat16, enabled=halved):
-            logits, targets = logits_for(run.model, batch, Place("train", epoch, step))
+            logits, targets = logits_for(run.model, batch, Place("train", epoch, step), run.output)
         loss = run.loss(logits.float(), targets, batch.inputs)
         value = float(loss.detach())
         if not math.isfinite(value):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prune_env.errors import DataError, ModelError
+from prune_env.errors import DataError
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
 
@@ -32,27 +32,6 @@ def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def logits_of(output: Any) -> Tensor:
-    """The logits in a model's output: the tensor itself, `.logits`, `["logits"]` or the first item.
-
-    Raises:
-        ModelError: none of these is a tensor.
-    """
-    logits = output
-    if hasattr(output, "logits"):
-        logits = output.logits
-    elif isinstance(output, Mapping):
-        logits = output.get("logits")
-    elif isinstance(output, tuple | list) and output:
-        logits = output[0]
-    if isinstance(logits, Tensor):
-        return logits
-    raise ModelError(
-        f"the model returned a {type(output).__name__} without logits. Return a tensor, a tuple "
-        "whose first item is the logits, or an object or dict with 'logits'."
-    )
 
 
 def map_tensors(fn: Callable[[Tensor], Tensor], inputs: Any) -> Any:
