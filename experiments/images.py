@@ -18,6 +18,8 @@ from torch import Tensor
 from prune_env.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
+MOST_CLASSES = 100_000
+"""A larger number is taken for a label that is none."""
 
 UNREADABLE = (
     OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError, NotImplementedError,
@@ -114,11 +116,24 @@ def as_images(array: npt.NDArray[Any], where: str) -> Tensor:
     return _channels_first(array if last else array.transpose(0, 2, 3, 1))
 
 
+def require_few_classes(highest: int, where: str) -> None:
+    """Check a label before a name and a row of weights are made for every class up to it.
+
+    Raises:
+        DataError: it is `MOST_CLASSES` or more.
+    """
+    if highest >= MOST_CLASSES:
+        raise DataError(
+            f"{where} holds the label {highest}; labels are class numbers below {MOST_CLASSES:,}. "
+            "Number the classes from 0 without gaps."
+        )
+
+
 def as_labels(array: npt.NDArray[Any], count: int, where: str) -> Tensor:
     """Labels (N,) int64 from `count` integers.
 
     Raises:
-        DataError: not integers, another number of them, or one below 0.
+        DataError: not integers, another number of them, one below 0 or far too large.
     """
     flat = array.reshape(-1)
     if not np.issubdtype(flat.dtype, np.integer):
@@ -127,4 +142,5 @@ def as_labels(array: npt.NDArray[Any], count: int, where: str) -> Tensor:
         raise DataError(f"{where} has {len(flat)} labels for {count} images.")
     if len(flat) and int(flat.min()) < 0:
         raise DataError(f"{where} holds the label {flat.min()}; class numbers start at 0.")
+    require_few_classes(int(flat.max(initial=0)), where)
     return torch.from_numpy(flat.astype(np.int64))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from experiments.images import require_few_classes
 from experiments.tokens import TokenSplits
 from prune_env.errors import DataError
 
@@ -99,7 +100,9 @@ def _lines(folder: Path, part: str) -> Iterator[tuple[int, Sequence[str]]]:
             raise DataError(
                 f"line {place} of '{files[0]}' is no label and sentence: '{line[:60]}'."
             )
-        yield int(found[1]), found[2].lower().split()
+        label = int(found[1])
+        require_few_classes(label, f"line {place} of '{files[0]}'")
+        yield label, found[2].lower().split()
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from torch import nn
 
 from prune_env.errors import DataError, look_up
 from prune_env.measure.batches import Batch
+from prune_env.measure.norm_rows import over_data
 from prune_env.structure.inputs import call_model, eval_mode
 from prune_env.surgery.overlays import Overlay, bias_only, least_squares, no_overlay
 
@@ -23,7 +24,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Sequence[Batch]) -> None:
     Removing channels shifts what later layers see; with the dense statistics a network with half
     its channels is often at chance (Li et al. 2020, EagleEye). Statistics become the plain average
     over `batches`; all other layers stay in eval mode, so dropout is off. When the model fails, its
-    statistics are as before.
+    statistics are as before. Padded positions are no data.
 
     Raises:
         DataError: there are no batches, or none that BatchNorm can measure a spread on.
@@ -64,7 +65,8 @@ def _counted(model: nn.Module, batch: Batch, norms: Sequence[nn.Module]) -> bool
     alone = norms if len(batch) == 1 else ()
     held = [(t, t.clone()) for n in alone for t in n._buffers.values() if t is not None]
     try:
-        call_model(model, batch.inputs)
+        with over_data(norms, batch.positions):
+            call_model(model, batch.inputs)
     except ValueError:
         if len(batch) > 1:
             raise
