@@ -196,6 +196,7 @@ def _tuned(
         project.val,
         settings=settings,
         teacher=project.dense,
+        output=project.task.output,
         checkpoint=folder / f"seed{seed}.pt",
         on_epoch=lambda record: note(f"epoch {record.epoch}: val {record.val_accuracy:.2%}"),
     )
@@ -204,9 +205,9 @@ def _tuned(
 def _row(name: str, model: nn.Module, project: Project) -> dict[str, Any]:
     from prune_env.recovery.epoch import accuracy_and_loss
 
-    row: dict[str, Any] = {"name": name}
+    row, read = dict[str, Any](name=name), project.task.output
     for part in ("val", "test"):
-        found: Quality = accuracy_and_loss(model, getattr(project, part))
+        found: Quality = accuracy_and_loss(model, getattr(project, part), output=read)
         row |= {part: found.accuracy, f"{part}_loss": found.loss}
         row[f"{part}_samples"] = found.predictions
     note(f"{name}: val {row['val']:.2%}, test {row['test']:.2%}")

@@ -215,7 +215,10 @@ class _Bench:
         )
         start = time.perf_counter()
         val = [(batch.inputs, batch.targets) for batch in self.val]
-        history = finetune(self.task.network(kept), self.train, val, settings=settings).history
+        tuned = finetune(
+            self.task.network(kept), self.train, val, settings=settings, output=self.task.output
+        )
+        history = tuned.history
         return {
             "before": history[0].val_accuracy,
             "tuned": history[-1].val_accuracy,

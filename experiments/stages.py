@@ -107,14 +107,9 @@ def _dense(config: RunConfig, factory: partial[nn.Module], loaders: tuple[Any, A
 
 
 def _tuned(
-    label: str,
-    config: RunConfig,
-    model: nn.Module,
-    loaders: tuple[Any, Any],
-    settings: FinetuneSettings,
-    folder: Path,
-    teacher: nn.Module | None = None,
+    label: str, config: RunConfig, model: nn.Module, project: Project, folder: Path
 ) -> nn.Module:
+    settings = tuning_settings(config, project)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
     with progress(label, settings.epochs, "epochs", config.progress) as bar:
@@ -124,8 +119,8 @@ def _tuned(
                 bar.step(f"val accuracy {record.val_accuracy:.2%}, loss {record.val_loss:.4f}")
 
         result = finetune(
-            model, *loaders, settings=settings, teacher=teacher, checkpoint=checkpoint,
-            on_epoch=tell,
+            model, project.train, project.val, settings=settings, teacher=project.dense,
+            checkpoint=checkpoint, on_epoch=tell, output=project.task.output,
         )  # fmt: skip
     return result.model
 
@@ -180,9 +175,8 @@ def tune(config: RunConfig, project: Project, result: SearchResult, folder: Path
 
     def measure() -> dict[str, Any]:
         before = quality(project, small)
-        loaders = (project.train, project.val)
         label = f"tune {result.plan.notes.get('searcher', '')}"
-        tuned = _tuned(label, config, small, loaders, settings, folder, project.dense)
+        tuned = _tuned(label, config, small, project, folder)
         after = quality(project, tuned) if config.finetune_epochs else None
         save(folder / "model", tuned, result.plan, {yardstick.key("test"): after or before})
         return {yardstick.key("before"): before, yardstick.key("after"): after}

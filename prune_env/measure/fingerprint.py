@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from prune_env.structure.rewrite import tensors_of
 
-NUMERICS = 1
+NUMERICS = 2
 """Of what a plan measures. To be raised whenever the same plan of the same task measures other
 numbers than before, so that journals of the code before are refused."""
 
