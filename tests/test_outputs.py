@@ -302,9 +302,10 @@ CAUSAL = {
 }
 
 
-def causal(name: str) -> nn.Module:
+def causal(name: str, **other: Any) -> nn.Module:
     kind, options = CAUSAL[name]
-    config = getattr(transformers, f"{kind}Config")(**SIZES, **options, use_cache=False)
+    sizes = {**SIZES, **options, **other, "use_cache": False}
+    config = getattr(transformers, f"{kind}Config")(**sizes)
     torch.manual_seed(0)
     model: nn.Module = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     with torch.no_grad():
