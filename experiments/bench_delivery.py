@@ -1,0 +1,103 @@
+"""What is handed over, and what was measured: the same plan cut, applied, and kept by the episode.
+
+    python -m experiments.bench_delivery --out experiments/results/delivery_digits
+    python -m experiments.bench_delivery --task resnet20_cifar10
+
+One uniform episode; its plan goes through JSON. Accuracy on test, nothing tuned.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.benches import command_of, markdown, publish, settings_of
+from experiments.config import main_guard, option, parse
+from experiments.formats import percent
+
+
+@dataclass(frozen=True)
+class DeliveryConfig:
+    """A network, and how much of it may remain."""
+
+    task: str = option("digits", "project by name, or package.module:make_project")
+    budget: float = option(0.5, "fraction of the dense MACs that may remain")
+    repair: str = option("least_squares+batchnorm", "what a candidate gets before it is measured")
+    threads: int = option(1, "CPU threads of torch; 0: its own choice", identity=False)
+    out: str = option(
+        "", "path without suffix of the .md and .json to write; empty: print only", identity=False
+    )
+
+
+@main_guard
+def main(argv: Sequence[str]) -> int:
+    """Print the table and, last, the JSON line."""
+    config = parse(DeliveryConfig, argv, prog="python -m experiments.bench_delivery")
+    import torch
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    start = time.perf_counter()
+    figures = {**measure(config), "seconds": round(time.perf_counter() - start, 1)}
+    figures["settings"] = settings_of(config)
+    publish(config.out, command_of("bench_delivery", argv), page(figures), figures)
+    return 0
+
+
+def measure(config: DeliveryConfig) -> dict[str, Any]:
+    """Test accuracy of the dense network and of three that come from one plan.
+
+    Raises:
+        ConfigError: the project is a bare task.
+    """
+    import numpy as np
+
+    from experiments.presets import open_named
+    from prune_env import PruneEnv, PruningPlan, PruningTask, apply, compact
+    from prune_env.errors import ConfigError
+    from prune_env.measure.fingerprint import fingerprint
+    from prune_env.recovery.epoch import accuracy_and_loss
+
+    project = open_named(config.task, budget=config.budget, repair=config.repair)
+    if isinstance(project, PruningTask):
+        raise ConfigError(f"'{config.task}' is a bare task, without test data. Name a project.")
+    env = PruneEnv(project.task)
+    env.reset(seed=0)
+    done = False
+    while not done:
+        *_, done, _, info = env.step(np.array([project.task.uniform_sparsity], dtype=np.float32))
+    plan = PruningPlan.from_json(env.plan.to_json())
+    samples = project.task.evaluate.calibration  # type: ignore[attr-defined]
+    networks = {
+        "dense": project.dense,
+        "compact: cut, not repaired": compact(project.dense, plan),
+        "apply: plan, dense network and data": apply(plan, project.dense, samples),
+        "env.network() of the episode": env.network(),
+    }
+    rows = [
+        {"network": name, "test": accuracy_and_loss(network, project.test).accuracy,
+         "fingerprint": fingerprint(network)}
+        for name, network in networks.items()
+    ]  # fmt: skip
+    promised = {name: info[name] for name in ("accuracy", "kl", "flops_ratio")}
+    return {"project": project.name, "promised": promised, "rows": rows}
+
+
+def page(figures: Mapping[str, Any]) -> str:
+    """The table in Markdown."""
+    promised = figures["promised"]
+    lines = [[row["network"], percent(row["test"], 2)] for row in figures["rows"]]
+    return (
+        f"# {figures['project']}: delivered and measured\n\n"
+        f"A uniform plan at {percent(promised['flops_ratio'], 1)} of the MACs; on the reward "
+        f"samples the episode measured an accuracy of {percent(promised['accuracy'], 2)} and a KL "
+        f"of {promised['kl']:.4f} to the dense network.\n\n"
+        + markdown(["network", "accuracy on test"], lines)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(None))
