@@ -204,7 +204,7 @@ def _read_toml(file: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
         kind = KINDS[hints[name]]
         try:
             values[name] = kind.from_toml(value)
-        except TypeError as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise config_error(f"'{key}' in '{file}' is {value!r}, not {kind.word}.") from error
     return values
 

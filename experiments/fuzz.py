@@ -36,7 +36,7 @@ from experiments.progress import progress
 from prune_env.errors import ConfigError, PruneEnvError
 from prune_env.storage import write_text
 
-CHUNK = 250
+CHUNK = 1000
 """Inputs of a child."""
 MEMORY = 1 << 30
 """Bytes that a child may take beside what the parent has already."""

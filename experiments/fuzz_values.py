@@ -37,10 +37,10 @@ SOUND: dict[str, Any] = {
 
 
 def few(random: Random, values: dict[str, Any]) -> dict[str, Any]:
-    """Some entries, one to three of them odd, and sometimes one that nobody knows."""
+    """Some entries, up to two of them odd, and sometimes one that nobody knows."""
     names = list(values)
     taken = {n: values[n] for n in names if random.random() < 0.3}
-    for _ in range(random.integers(1, 4)):
+    for _ in range(random.integers(3)):
         name = names[random.integers(len(names))]
         taken[name] = odd(random) if random.random() < 0.6 else near(random, values[name])
     if random.random() < 0.1:

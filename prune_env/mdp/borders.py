@@ -26,6 +26,8 @@ def levels_of(kept: Any, groups: Sequence[PrunableGroup], sets: Sets) -> tuple[i
         PlanError: they are no whole numbers, or one is no level of its group.
     """
     row = tuple(_array(kept, "kept units", "iu").tolist())
+    if len(row) > len(groups):
+        raise PlanError(f"{len(row)} numbers of kept units for {len(groups)} groups.")
     for group, level, known in zip(groups, row, sets, strict=False):
         if level not in known:
             raise PlanError(

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from prune_env.checks import refuse
 from prune_env.errors import PlanError
 from prune_env.mdp.borders import Sets, levels_of, value_of, values_of
 from prune_env.mdp.candidates import TaskOptions, prepare
@@ -264,14 +265,18 @@ class PruningTask:
         Raises:
             PlanError: the state is none of this task, or decided already.
         """
-        kept_1G, budget_1 = self._row(self._open(state)), np.array([self.budget])
-        number = len(state.kept)
-        place = int(self.path.under(self.rules, kept_1G, number, budget_1)[0])
-        return (*state.kept, *as_kept(self.path.kept_TG[place, number:]))
+        kept, budget_1 = self._open(state), np.array([self.budget])
+        number = len(kept)
+        place = int(self.path.under(self.rules, self._row(kept), number, budget_1)[0])
+        return (*kept, *as_kept(self.path.kept_TG[place, number:]))
 
     def prior(self, state: State) -> float:
-        """What the path asks of the next group under the budget that is left."""
-        number = len(state.kept)
+        """What the path asks of the next group under the budget that is left.
+
+        Raises:
+            PlanError: as for `complete`.
+        """
+        number = len(self._open(state))
         return 1.0 - self.complete(state)[number] / self.groups[number].units
 
     def project(self, state: State, sparsity: float) -> int:
@@ -281,8 +286,8 @@ class PruningTask:
             PlanError: as for `advance`.
         """
         sparsity_1 = values_of([sparsity], 1, "sparsity", 0.0, 1.0)
-        kept_1G, budget_1 = self._row(self._open(state)), np.array([self.budget])
-        return int(self.rules.project(kept_1G, len(state.kept), sparsity_1, budget_1)[0])
+        kept, budget_1 = self._open(state), np.array([self.budget])
+        return int(self.rules.project(self._row(kept), len(kept), sparsity_1, budget_1)[0])
 
     def advance(self, state: State, sparsity: float) -> State:
         """The state after deciding the next group; `sparsity` in [0, 1].
@@ -291,8 +296,10 @@ class PruningTask:
             PlanError: the sparsity is no number in [0, 1]; the state is none of this task, or
                 decided already.
         """
-        kept = (*state.kept, self.project(state, sparsity))
-        asked = (*state.asked, float(sparsity))
+        before = self._open(state)
+        asked_g = values_of(state.asked, len(before), "sparsities asked before", 0.0, 1.0)
+        kept = (*before, self.project(state, sparsity))
+        asked = (*asked_g.tolist(), float(sparsity))
         if len(kept) == self.length:
             kept = self._finished(np.array([kept]), np.array([asked]))
         return State(kept, asked)
@@ -442,9 +449,14 @@ class PruningTask:
         """The plan's asked sparsities, checked, shape (1, G)."""
         return values_of(asked, self.length, "sparsities", 0.0, 1.0)[None]
 
+    def _decided(self, state: State) -> Kept:
+        if not isinstance(state, State):
+            refuse("the state", state, "a State", PlanError)
+        return levels_of(state.kept, self.groups, self._level_sets)
+
     def _open(self, state: State) -> Kept:
         """The levels decided so far, checked, where at least one group is open."""
-        kept = levels_of(state.kept, self.groups, self._level_sets)
+        kept = self._decided(state)
         if len(kept) >= self.length:
             raise PlanError(f"all {self.length} groups are decided. Begin again with State().")
         return kept
@@ -465,11 +477,8 @@ class PruningTask:
         Raises:
             PlanError: the state is none of this task.
         """
-        levels_of(state.kept, self.groups, self._level_sets)
-        budget_1 = np.array([self.budget])
-        row_F: NDArray[np.float32] = self.observe_all(
-            self._row(state.kept), len(state.kept), budget_1
-        )[0]
+        kept, budget_1 = self._decided(state), np.array([self.budget])
+        row_F: NDArray[np.float32] = self.observe_all(self._row(kept), len(kept), budget_1)[0]
         return row_F
 
     def observe_all(

@@ -50,7 +50,7 @@ def split_batch(item: Any) -> Batch:
     if isinstance(item, Batch):
         return item
     inputs, targets = _parts(item)
-    targets = targets if isinstance(targets, Tensor) else torch.as_tensor(targets)
+    targets = targets if isinstance(targets, Tensor) else _as_tensor(targets)
     size = batch_size(inputs)
     if targets.ndim == 0 or targets.shape[0] != size:
         raise DataError(
@@ -58,6 +58,17 @@ def split_batch(item: Any) -> Batch:
             "Both need the same first dimension."
         )
     return Batch(inputs, targets)
+
+
+def _as_tensor(targets: Any) -> Tensor:
+    try:
+        return torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(
+            f"the targets of a batch are a {type(targets).__name__} that is no tensor: {reason}. "
+            "Give a tensor of class numbers."
+        ) from error
 
 
 def _parts(item: Any) -> tuple[Any, Any]:
