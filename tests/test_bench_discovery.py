@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from delivered import episode, labelled, require_delivered
 from torch import nn
 from zoo import Wrapped, image
 
 from experiments.bench_discovery import examined, figures_of, laws_hold, main, page
 from experiments.zoo import TIMM, VISION, ZOO
+from prune_env.errors import ConfigError
 
 OTHERS = [f"tv-{name}" for name in VISION] + [f"timm-{name}" for name in TIMM]
 BIG = {"tv-vgg11", "tv-resnext50_32x4d", "tv-convnext_tiny"}
@@ -57,3 +60,21 @@ def test_laws_1_and_7_hold_where_nobody_here_wrote_the_network(name: str) -> Non
     assert laws_hold(found)
     if name == "tv-efficientnet_b0":
         assert found["live"] == 40
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["tv-squeezenet1_1", "tv-mobilenet_v3_small", "timm-lcnet_050"])
+def test_law_5_holds_where_nobody_here_wrote_the_network(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    try:
+        model = ZOO[name]()[0].eval()
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+    def drawn(seed: int, samples: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(samples, 3, 64, 64, generator=generator)
+
+    case = episode(model, labelled(model, drawn))
+    require_delivered(case, lambda: copy.deepcopy(model), tmp_path)

@@ -268,3 +268,16 @@ def test_one_sample_is_enough_for_train_mode() -> None:
 
     model = Branches(way, nn.Sequential(nn.BatchNorm2d(8), nn.Conv2d(8, 6, 1))).eval()
     assert readers(find_groups(model, image(1))) == {"left.1.weight", "right.weight"}
+
+
+def test_a_task_over_a_network_with_an_auxiliary_head_trains_after_cutting() -> None:
+    """Its reader has no statistics, since eval mode never calls it: it is cut without repair."""
+    torch.manual_seed(0)
+    model = Branches(auxiliary).eval()
+    data = [(image(8), torch.randint(0, 5, (8,))) for _ in range(4)]
+    options = {"calibration_samples": 16, "reward_samples": 16, "repair_samples": 16}
+    task = PruningTask.from_model(model, data, **options)
+    small = task.network([max(1, group.units // 2) for group in task.groups])
+    assert small.get_parameter("left.weight").shape == (3, 4, 1, 1)
+    both = small.train()(image())
+    assert [tuple(out.shape) for out in both] == [(2, 5), (2, 5)]
