@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import chain
 
-from torch import nn
+from torch import Tensor, nn
 
 from prune_env.structure.entry import copy_of
 from prune_env.structure.multihead import free_widths
@@ -28,12 +28,18 @@ def sharing(model: nn.Module) -> nn.Module:
     return free_widths(copy_of(model, model.parameters())).eval()
 
 
-def contiguous(model: nn.Module) -> nn.Module:
-    """`model`, its tensors moved in place to the plain order in memory.
+def in_plain_order(tensor: Tensor) -> Tensor:
+    """The same values, an image or volume in the plain order of its dims in memory.
 
     Which ops run depends on the order (pooling of channels_last restrides); what can be pruned must
-    not.
+    not. An expanded tensor stays expanded, which says that it is broadcast.
     """
+    image = tensor.ndim > 3 and 0 not in tensor.stride()
+    return tensor.contiguous() if image else tensor
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """`model`, its tensors put in plain order in place."""
     for tensor in chain(model.parameters(), model.buffers()):
-        tensor.data = tensor.data.contiguous()
+        tensor.data = in_plain_order(tensor.data)
     return model

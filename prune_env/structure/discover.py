@@ -13,10 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prune_env.structure.blocks import expert_groups, with_experts
-from prune_env.structure.copies import contiguous, copied
+from prune_env.structure.copies import copied, in_plain_order, plain
 from prune_env.structure.counts import verify_counted
 from prune_env.structure.coverage import not_followed
 from prune_env.structure.groups import Axis, PrunableGroup, index_of
@@ -62,10 +62,10 @@ def find_groups(
     Raises:
         ModelError: the model does not run on the inputs, or cannot be copied.
     """
-    dense = contiguous(copied(model))
+    dense = plain(copied(model))
     with undisturbed():
         torch.manual_seed(seed)
-        batches = [map_tensors(Tensor.contiguous, i) for i in (example_inputs, *more_inputs)]
+        batches = [map_tensors(in_plain_order, i) for i in (example_inputs, *more_inputs)]
         return _best(dense, scenes_of(dense, batches), seed)
 
 
