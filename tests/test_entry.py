@@ -13,7 +13,16 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from prune_env import FinetuneSettings, PruningPlan, PruningTask, compact, find_groups, finetune
+from prune_env import (
+    FinetuneSettings,
+    PruningPlan,
+    PruningTask,
+    apply,
+    compact,
+    find_groups,
+    finetune,
+    save,
+)
 from prune_env.errors import GroupError, ModelError, PlanError
 from prune_env.surgery.apply import masked
 
@@ -110,6 +119,8 @@ DOORS: dict[str, Callable[[Any], object]] = {
     "find_groups": lambda model: find_groups(model, X),
     "task": lambda model: PruningTask.from_model(model, DATA, **SHORT),
     "finetune": lambda model: finetune(model, DATA, DATA, settings=FinetuneSettings(epochs=0)),
+    "apply": lambda model: apply(plan(), model, DATA),
+    "save": lambda model: save("never-made", model, plan()),
     "compact": lambda model: compact(model, plan()),
     "masked": masked_once,
     "uniform": lambda model: PruningPlan.uniform(model, plan().groups, 0.5),

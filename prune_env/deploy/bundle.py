@@ -19,6 +19,7 @@ from prune_env.errors import ModelError, PlanError, PruneEnvError, RunError
 from prune_env.records import read_record
 from prune_env.recovery.masks import KeepMasks
 from prune_env.storage import Unreadable, load_described, parse, save_tensors, write_json
+from prune_env.structure.entry import require_loaded
 from prune_env.structure.rewrite import Layout, tensors_of
 from prune_env.surgery.apply import compact
 from prune_env.surgery.plan import PruningPlan
@@ -77,10 +78,10 @@ def save(
     Raises:
         PlanError: `model` was not made with `plan`; names the tensor that differs.
         RunError: the folder cannot be written, or `metadata` cannot be JSON.
-        ModelError: the network holds state that is not in tensors.
+        ModelError: it is no network, or holds state that is not in tensors.
     """
-    folder, config = Path(folder), config_of(model)
     _require_made_with(plan, model)
+    folder, config = Path(folder), config_of(model)
     if masks is None:
         masks = KeepMasks.of_plan(plan, model) & KeepMasks.of_network(model)
     described = Description(
@@ -224,6 +225,7 @@ def _first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 def _require_made_with(plan: PruningPlan, model: nn.Module) -> None:
     """Check that `model` has the shapes that `plan` leaves, and nothing but tensors."""
+    require_loaded(model)
     tensors = tensors_of(model)
     for (name, dim), size in Layout(plan.groups).lengths(plan.indices()).items():
         shape = tuple(tensors[name].shape) if name in tensors else ()

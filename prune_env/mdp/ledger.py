@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from prune_env.checks import real
 from prune_env.errors import RunError
 from prune_env.mdp.journal import Journal, Row, digest_of
 from prune_env.mdp.rewards import Outcome, best_of
@@ -56,6 +57,7 @@ class Ledger:
         on_outcome: Callable[[Ledger, Outcome], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        real("a number of plans above 0", lambda x: 0 < x < math.inf)("limit", limit)
         self.task, self.limit = task, limit
         self.history: list[Outcome] = []
         self.figures: dict[str, float] = {}

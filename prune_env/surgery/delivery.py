@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prune_env.checks import whole
 from prune_env.errors import ConfigError, ModelError
 from prune_env.measure.batches import Batch, channels_last, first_samples, take_batches
 from prune_env.measure.fingerprint import digest, fingerprint
@@ -61,6 +62,8 @@ def apply(
         DataError: the data are empty or malformed.
         ModelError: the model cannot be copied or run on the data, or holds NaN or infinity.
     """
+    if calibration_samples is not None:
+        whole(1)("calibration_samples", calibration_samples)
     network = model
     for one in plan.rounds or (plan,):
         network = _applied(one, network, data, repair, calibration_samples)
