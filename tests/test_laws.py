@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import damaged
 from delivered import (
     SPARSE,
     episode,
@@ -30,6 +31,7 @@ from delivered import (
 from hand import HAND, by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kept import CASES, FILES, bits, nothing, other_values, planned, read_or_refused
 from torch import Tensor, nn
 from toys import (
     NAMES,
@@ -47,6 +49,7 @@ from toys import (
 from tuned import OPTIMISERS, THIN, cut, thinned, tuned_under_watch
 from zoo import NASTY
 
+from prune_env.deploy.bundle import WEIGHTS, load, save
 from prune_env.errors import PlanError, PruneEnvError
 from prune_env.measure.costs import CostModel
 from prune_env.structure import patterns
@@ -588,3 +591,43 @@ def test_discovery_of_hard_networks_sees_what_the_task_sees(name: str) -> None:
     model, inputs = factory().eval(), inputs_of()
     turned = map_tensors(lambda t: t.flip(0), inputs)
     sees_the_same(model, inputs, find_groups(model, inputs), turned)
+
+
+# ---- 9: what is saved comes back, and a damaged byte is refused
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_what_is_saved_comes_back_to_the_bit(name: str, kind: str, tmp_path: Path) -> None:
+    found = planned(name, kind)
+    if found is None:
+        pytest.skip("no units of this kind")
+    model, plan = found
+    small = compact(model, plan)
+    assert PruningPlan.load(plan.save(tmp_path / "plan.json")) == plan
+    for folder in (tmp_path / "once", tmp_path / "twice"):  # what came back is saved again
+        save(folder, small, plan)
+        small = load(folder, lambda: other_values(model))
+        assert bits(small) == bits(compact(model, plan))
+    files = [(tmp_path / name / WEIGHTS).read_bytes() for name in ("once", "twice")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("kind", sorted(FILES))
+def test_a_damaged_file_is_refused_or_says_the_same(kind: str, tmp_path: Path) -> None:
+    """Flipped, cut, deleted or zeroed: never another exception, never another meaning."""
+    path, read = FILES[kind](tmp_path)
+    whole, meant = path.read_bytes(), read()
+    others = {other: other.read_bytes() for other in tmp_path.rglob("*") if other.is_file()}
+    seen = set()
+
+    @given(data=st.data())
+    def holds(data: st.DataObject) -> None:
+        for other, content in others.items():
+            other.write_bytes(content)
+        path.write_bytes(damaged(whole, data))
+        found = read_or_refused(read)
+        seen.add(found is nothing())
+        assert found is nothing() or found == meant
+
+    holds()
+    assert True in seen or kind == "cache"  # a damaged cache is made again
