@@ -195,12 +195,21 @@ def save_tensors(
     except safetensors.SafetensorError as error:
         raise RunError(f"cannot write '{path}': {error}.") from error
     length = 8 + int.from_bytes(data[:8], "little")
-    header, place = bytes(data[:length]), _seal_place(bytes(data[:length]))
+    header, values = _ordered(json.loads(bytes(data[8:length]))), data[length:]
+    total = hashlib.sha256(header)
+    total.update(values)
+    place = _seal_place(header)
     assert place is not None
-    total = hashlib.sha256(data)
-    start, stop = place
-    sealed = header[:start] + total.hexdigest().encode() + header[stop:]
-    return write_bytes(path, sealed, data[length:])
+    sealed = header[: place[0]] + total.hexdigest().encode() + header[place[1] :]
+    return write_bytes(path, sealed, values)
+
+
+def _ordered(header: dict[str, Any]) -> bytes:
+    """The length and the header of a safetensors file; the library shuffles its metadata."""
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:

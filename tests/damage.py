@@ -21,17 +21,11 @@ def damaged(data: bytes, draw: st.DataObject) -> bytes:
     """One bit turned, the end cut off, or a stretch deleted, or zeroed."""
     start = draw.draw(st.integers(0, len(data) - 1))
     stop = min(len(data), start + draw.draw(st.sampled_from([1, 2, 7, 64])))
-    turned = data[start] ^ (1 << draw.draw(st.integers(0, 7)))
-    return draw.draw(
-        st.sampled_from(
-            [
-                data[:start] + bytes([turned]) + data[start + 1 :],
-                data[:start],
-                data[:start] + data[stop:],
-                data[:start] + bytes(stop - start) + data[stop:],
-            ]
-        )
-    )
+    how = draw.draw(st.sampled_from(["turned", "cut", "deleted", "zeroed"]))
+    turned = bytes([data[start] ^ (1 << draw.draw(st.integers(0, 7)))])
+    middle = {"turned": turned + data[start + 1 : stop], "cut": b"", "deleted": b""}
+    end = b"" if how == "cut" else data[stop:]
+    return data[:start] + middle.get(how, bytes(stop - start)) + end
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from agents.search import run_search
 from experiments.config import RunConfig
 from experiments.directory import once, open_run
 from prune_env.deploy.bundle import WEIGHTS, load, save
-from prune_env.errors import PruneEnvError
+from prune_env.errors import GroupError, PruneEnvError
 from prune_env.measure.batches import Batch
 from prune_env.recovery.finetune import FinetuneSettings, finetune
 from prune_env.structure.weights import weight_groups
@@ -28,7 +28,7 @@ from prune_env.surgery.criteria import score_units
 from prune_env.surgery.ladder_file import load_ladders, save_ladders
 from prune_env.surgery.plan import PruningPlan, rank_units
 from prune_env.tasks.cache import cached_tensors
-from prune_env.testing import toy_model, toy_task
+from prune_env.testing import toy_task
 
 KINDS = ("structured", "unstructured", "per_row", "2:4", "block:2")
 CASES = [*((name, kind) for name in NAMES for kind in KINDS), *((name, "hand") for name in HAND)]
@@ -43,7 +43,10 @@ def planned(name: str, kind: str, sparsity: float = 0.5) -> tuple[nn.Module, Pru
     case = by_hand(name) if kind == "hand" else toy(name)
     groups = tuple(g for g in case.groups if not g.frozen)
     if kind in KINDS[1:]:
-        groups = tuple(g for g in weight_groups(case.model, kind) if not g.frozen)
+        try:
+            groups = tuple(g for g in weight_groups(case.model, kind) if not g.frozen)
+        except GroupError:  # too few inputs for these neighbours
+            return None
     levels = [group.nearest_level((1 - sparsity) * group.units) for group in groups]
     plan = PruningPlan.of_levels(groups, levels, rank_units(case.model, groups))
     return (case.model, plan) if groups else None
@@ -91,7 +94,8 @@ def _checkpoint(folder: Path) -> tuple[Path, Read]:
 
     def read() -> Any:
         settings = FinetuneSettings(epochs=1)
-        result = finetune(toy_model("chain"), data, data, settings=settings, checkpoint=path)
+        model = copy.deepcopy(toy("chain").model)
+        result = finetune(model, data, data, settings=settings, checkpoint=path)
         return bits(result.model), result.history
 
     read()

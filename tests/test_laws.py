@@ -621,6 +621,7 @@ def test_a_damaged_file_is_refused_or_says_the_same(kind: str, tmp_path: Path) -
     seen = set()
 
     @given(data=st.data())
+    @settings(max_examples=20)
     def holds(data: st.DataObject) -> None:
         for other, content in others.items():
             other.write_bytes(content)

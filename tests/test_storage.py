@@ -206,3 +206,11 @@ def test_what_is_missing_is_named_with_the_cure(tmp_path: Path) -> None:
     for read in (read_json, read_sealed):
         with pytest.raises(RunError, match=r"cannot read the note '.*none': No such.*Ask again"):
             read(tmp_path / "none", "note", "Ask again.")
+
+
+def test_the_same_content_is_the_same_file(tmp_path: Path) -> None:
+    """The library writes metadata in another order every time."""
+    parts = {name: name for name in "abcdefgh"}
+    paths = [save_tensors(tmp_path / str(n), {"t": torch.ones(3)}, parts) for n in range(6)]
+    assert len({path.read_bytes() for path in paths}) == 1
+    assert load_described(paths[0])[1] == parts
