@@ -159,7 +159,7 @@ def test_what_is_no_document_says_so(text: str) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=300)
+@settings(max_examples=60)
 def test_a_damaged_document_is_refused_or_says_the_same(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = write_json(Path(folder) / "d.json", DOCUMENT)
@@ -169,7 +169,7 @@ def test_a_damaged_document_is_refused_or_says_the_same(data: st.DataObject) -> 
 
 
 @given(data=st.data())
-@settings(max_examples=300)
+@settings(max_examples=60)
 def test_damaged_tensors_and_bytes_are_refused(data: st.DataObject) -> None:
     """Header, names, shapes, kinds, values, metadata, padding: every byte of the file."""
     with tempfile.TemporaryDirectory() as folder:
