@@ -34,7 +34,7 @@ from experiments.config import option
 from experiments.fuzz_doors import DOORS, Attempt, Door
 from experiments.progress import progress
 from prune_env.errors import ConfigError, PruneEnvError
-from prune_env.storage import write_text
+from prune_env.storage import read_json, write_json, write_text
 
 CHUNK = 1000
 """Inputs of a child."""
@@ -204,13 +204,13 @@ def run(config: FuzzConfig) -> dict[str, Any]:
     asked = [config.inputs, config.seed, list(config.kinds)]
     state: dict[str, Any] = {"asked": asked, "done": 0, "counts": {}, "faults": [], "seconds": 0.0}
     if kept.exists():
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        state = found if found["asked"] == asked else state
+        found = read_json(kept, "progress of the fuzzer")
+        state = found if found.get("asked") == asked else state
     work = list(chunks(config))
     with progress("fuzz", len(work) - state["done"], "chunks") as shown:
         for door, numbers in work[state["done"] :]:
             _advance(config, state, door, numbers)
-            write_text(kept, json.dumps(state))
+            write_json(kept, state)
             shown.step(f"{len(state['faults'])} faults, last {door.name}")
     return finished(config, state, kept)
 

@@ -285,8 +285,11 @@ class PruningTask:
         Raises:
             PlanError: as for `advance`.
         """
+        return self._projected(self._open(state), sparsity)
+
+    def _projected(self, kept: Kept, sparsity: float) -> int:
         sparsity_1 = values_of([sparsity], 1, "sparsity", 0.0, 1.0)
-        kept, budget_1 = self._open(state), np.array([self.budget])
+        budget_1 = np.array([self.budget])
         return int(self.rules.project(self._row(kept), len(kept), sparsity_1, budget_1)[0])
 
     def advance(self, state: State, sparsity: float) -> State:
@@ -298,7 +301,7 @@ class PruningTask:
         """
         before = self._open(state)
         asked_g = values_of(state.asked, len(before), "sparsities asked before", 0.0, 1.0)
-        kept = (*before, self.project(state, sparsity))
+        kept = (*before, self._projected(before, sparsity))
         asked = (*asked_g.tolist(), float(sparsity))
         if len(kept) == self.length:
             kept = self._finished(np.array([kept]), np.array([asked]))
