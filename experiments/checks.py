@@ -85,7 +85,10 @@ def check_comparison(config: CompareConfig, *agents: str) -> None:
     Raises:
         PruneEnvError: says what is wrong, and the cure.
     """
-    check_names((*config.searchers, *agents), config.task, options_of(config))
+    others = [name for name in config.searchers if name not in SEARCHERS]
+    check_names(
+        others, config.task, options_of(config)
+    )  # ours may lack a package: said on the page
     for name in agents:
         require_agent(name)
     check_policy(config.init_policy)

@@ -20,8 +20,9 @@ from experiments import variants as parts
 from experiments.ablation import AblationConfig, rows_of
 from experiments.variants import HERE, variants
 from prune_env import Ledger
+from prune_env.mdp.leftover import leave
 from prune_env.mdp.rewards import accuracy
-from prune_env.mdp.task import PruningTask, leave
+from prune_env.mdp.task import PruningTask
 from prune_env.testing import check_searcher, toy_task
 
 TARGETS = [0.2, 0.5, 0.6, 0.3]

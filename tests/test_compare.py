@@ -171,23 +171,35 @@ def test_finished_searches_are_kept_and_killed_ones_go_on(
 
     monkeypatch.setattr(PruningTask, "outcome", count)
     after = all_runs(compared_by(tmp_path, capsys))
-    assert len(counted) == EVALUATIONS - 7
+    assert len(counted) == EVALUATIONS - 6
     assert timeless(before) == timeless(after)
     (old, new) = (next(r for r in runs if r["seed"] == 1)["times"] for runs in (before, after))
-    assert old[:7] == new[:7]
+    assert old[:6] == new[:6]
 
 
-def test_a_finished_comparison_opens_nothing(
+TARGETS = {"now": 0.35}
+
+
+def changing(**options: Any) -> PruningTask:
+    return toy_task(target=TARGETS["now"], **options)
+
+
+def test_a_finished_comparison_measures_nothing_and_refuses_another_task(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choice = {"searchers": "uniform,random,picky", "budgets": "0.6,0.5"}
-    before = compared_by(tmp_path, capsys, **choice)
+    task = ["--task", f"{__name__}:changing"]
+    before = compared_by(tmp_path, capsys, *task, **choice)
 
-    def opened(config: CompareConfig) -> Any:
-        raise AssertionError("the task was opened")
+    def measured(*args: Any) -> Any:
+        raise AssertionError("a plan was measured")
 
-    monkeypatch.setattr(compare_task, "_opened", opened)
-    assert compared_by(tmp_path, capsys, **choice) == before
+    monkeypatch.setattr(PruningTask, "outcome", measured)
+    assert compared_by(tmp_path, capsys, *task, **choice) == before
+    monkeypatch.setitem(TARGETS, "now", 0.6)
+    compare_task._opened.cache_clear()  # as in another process
+    assert main([*arguments(tmp_path, **choice), *task]) == 2
+    assert "was made of other things: evaluate evaluate([0.35" in capsys.readouterr().err
 
 
 def test_more_budgets_seeds_and_searchers_add_to_what_is_there(
@@ -266,7 +278,7 @@ def test_an_unreachable_budget_is_refused_before_any_search(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments(tmp_path, budgets="0.6,0.0001")) == 2
-    assert "budget 0.0001 of the dense MACs cannot be reached" in capsys.readouterr().err
+    assert "of the dense macs cannot be reached" in capsys.readouterr().err
     assert not list(tmp_path.rglob("journal.jsonl"))
 
 

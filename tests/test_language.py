@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -362,11 +363,12 @@ def test_other_data_or_settings_are_another_network(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("PRUNE_ENV_CACHE", str(tmp_path))
     loaders = TokenBatches(rows(4), 4), TokenBatches(rows(4), 4)
     settings = FinetuneSettings(epochs=1, optimizer="adamw", learning_rate=1e-3)
-    for seed, data in ((0, rows(4)), (1, rows(4)), (0, rows(5))):
+    for seed, data in ((0, rows(4)), (1, rows(4)), (0, rows(5)), (0, rows(4))):
         chosen = FinetuneSettings(**{**vars(settings), "seed": seed})
-        trained("t", tiny, loaders, chosen, {"rows": data})
-    assert len(list(tmp_path.glob("t-*.safetensors"))) == 3
-    assert not list(tmp_path.glob("*.checkpoint.pt"))
+        for options in ({"budget": 0.5}, {"budget": 0.6, "criterion": "l1"}):  # of no consequence
+            trained("t", tiny, (TokenBatches(data, 4), loaders[1]), chosen, options)
+    assert len(list(tmp_path.glob("t-*/model.safetensors"))) == 3
+    assert not list(tmp_path.glob("t-*/checkpoint.pt"))
 
 
 def test_a_killed_training_goes_on(tmp_path: Path, monkeypatch: Any) -> None:
@@ -374,8 +376,8 @@ def test_a_killed_training_goes_on(tmp_path: Path, monkeypatch: Any) -> None:
     loaders = TokenBatches(rows(8), 4, shuffle=True), TokenBatches(rows(4), 4)
     settings = FinetuneSettings(epochs=3, optimizer="adamw", learning_rate=1e-3)
     whole = trained("t", tiny, loaders, settings, {}).state_dict()
-    for file in tmp_path.iterdir():
-        file.unlink()
+    for folder in tmp_path.iterdir():
+        shutil.rmtree(folder)
 
     class Killed(Exception):
         pass
@@ -391,7 +393,7 @@ def test_a_killed_training_goes_on(tmp_path: Path, monkeypatch: Any) -> None:
         patch.setattr("experiments.dense.finetune", kill)
         with pytest.raises(Killed):
             trained("t", tiny, loaders, settings, {})
-    assert list(tmp_path.glob("*.checkpoint.pt"))
+    assert list(tmp_path.glob("t-*/checkpoint.pt"))
     again = trained("t", tiny, loaders, settings, {}).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
 

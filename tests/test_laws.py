@@ -5,6 +5,7 @@
 5. measure(apply(plan, model, data)) == info, through JSON, save and load
 6. zeros(tuned) >= zeros(untuned), at every step
 7. discovery sees what the task sees; every parameter is in a group
+8. same task, same seed, any interruption: same plan, same journal; another task is refused
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from delivered import (
 from hand import HAND, by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interrupted import require_same_after_interruptions, searched
 from kept import CASES, FILES, bits, nothing, other_values, planned, read_or_refused
 from torch import Tensor, nn
 from toys import (
@@ -50,7 +52,8 @@ from tuned import OPTIMISERS, THIN, cut, thinned, tuned_under_watch
 from zoo import NASTY
 
 from prune_env.deploy.bundle import WEIGHTS, load, save
-from prune_env.errors import PlanError, PruneEnvError
+from prune_env.errors import PlanError, PruneEnvError, RunError
+from prune_env.mdp.task import PruningTask
 from prune_env.measure.costs import CostModel
 from prune_env.structure import patterns
 from prune_env.structure.discover import find_groups
@@ -591,6 +594,57 @@ def test_discovery_of_hard_networks_sees_what_the_task_sees(name: str) -> None:
     model, inputs = factory().eval(), inputs_of()
     turned = map_tensors(lambda t: t.flip(0), inputs)
     sees_the_same(model, inputs, find_groups(model, inputs), turned)
+
+
+# ---- 8: an interruption changes nothing, and a folder knows its task
+
+
+def small_task(
+    name: str, units: str = "structured", seed: int = 0, **options: object
+) -> PruningTask:
+    """A task of a toy on a few samples."""
+    model = toy_model(name, seed)
+    groups = None if units == "structured" else weight_groups_of(model, units)
+    chosen = {"budget": 0.85, "calibration_samples": 16, "reward_samples": 16, **options}
+    data = labelled(toy_model(name), partial(toy_inputs, name))
+    return PruningTask.from_model(model, data, groups=groups, **chosen)
+
+
+@pytest.mark.parametrize(("name", "kind"), DELIVERED)
+def test_an_interruption_changes_nothing(name: str, kind: str, tmp_path: Path) -> None:
+    require_same_after_interruptions(partial(small_task, name, kind), "evolution", tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("searcher", ["ppo", "sac", "tpe", "screened", "probe"])
+def test_an_interruption_changes_nothing_for_any_searcher(searcher: str, tmp_path: Path) -> None:
+    raced = partial(small_task, "residual", stages=(8,))
+    require_same_after_interruptions(raced, searcher, tmp_path)
+
+
+OTHERS = {
+    "dense weights differ": {"seed": 1},
+    "reward kl there, accuracy now": {"reward": "accuracy"},
+    "criterion obs there, l1 now": {"criterion": "l1"},
+    "repair": {"repair": "none"},
+    "budget 0.85 there, 0.9 now": {"budget": 0.9},
+    "leftover give_back there, leave now": {"leftover": "leave"},
+    "stages [] there, [8] now": {"stages": (8,)},
+    "precision float32 there, bfloat16 now": {"precision": "bfloat16"},
+    "calibration samples differ": {"calibration_samples": 12, "reward_samples": 16},
+    "reward samples": {"reward_samples": 12},
+    "groups differ": {"max_sparsity": 0.6},
+}
+
+
+def test_a_folder_refuses_another_task_and_says_what_differs(tmp_path: Path) -> None:
+    same = {"precision": "float32"}
+    searched(small_task("chain", **same), "uniform", tmp_path)
+    searched(small_task("chain", **same), "uniform", tmp_path)
+    for said, options in OTHERS.items():
+        with pytest.raises(RunError, match="holds another search") as caught:
+            searched(small_task("chain", **{**same, **options}), "uniform", tmp_path)
+        assert said in str(caught.value)
 
 
 # ---- 9: what is saved comes back, and a damaged byte is refused
