@@ -28,10 +28,10 @@ TIMED = {"seconds", "search_seconds", "latency_ms", "times", "date", "machine", 
 
 def tiny(**options: Any) -> Project:
     """A toy network and random data: every stage of a run takes a moment."""
-    parts = [_samples(seed) for seed in range(3)]
+    train, val, test = (_samples(seed) for seed in range(3))
     wanted = {"calibration_samples": 24, "reward_samples": 24}
-    task = PruningTask.from_model(MODEL(), parts[0], name="tiny", **{**options, **wanted})
-    return Project("tiny", MODEL(), task, *parts, factory=MODEL)
+    task = PruningTask.from_model(MODEL(), train, name="tiny", **{**options, **wanted})
+    return Project("tiny", MODEL(), task, train, val, test, factory=MODEL)
 
 
 def _samples(seed: int) -> list[tuple[Tensor, Tensor]]:

@@ -6,6 +6,7 @@
 6. zeros(tuned) >= zeros(untuned), at every step
 7. discovery sees what the task sees; every parameter is in a group
 8. same task, same seed, any interruption: same plan, same journal; another task is refused
+9. load(save(x)) == x, and a damaged byte is refused
 """
 
 from __future__ import annotations
