@@ -20,7 +20,7 @@ from toys import close, identical, outputs, snapshot
 from prune_env.deploy.bundle import load, save
 from prune_env.mdp.env import PruneEnv
 from prune_env.mdp.task import PruningTask
-from prune_env.measure.outputs import LOGITS
+from prune_env.measure.outputs import Output
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import Inputs, call_model
 from prune_env.surgery.apply import compact, masked
@@ -40,15 +40,16 @@ class Delivery:
     data: Data
     env: PruneEnv
     info: dict[str, Any]
+    part: str = ""
 
 
-def labelled(model: nn.Module, inputs: Callable[[int, int], Inputs]) -> Data:
+def labelled(model: nn.Module, inputs: Callable[[int, int], Inputs], part: str = "") -> Data:
     """Batches of `inputs(seed, samples)` with random classes, one for each row of the logits."""
     found = []
     for seed in range(BATCHES):
         x = inputs(seed, BATCH)
         with torch.no_grad():
-            logits = LOGITS.logits(call_model(model, x))
+            logits = Output(part).logits(call_model(model, x))
         generator = torch.Generator().manual_seed(seed)
         found.append((x, torch.randint(logits.shape[-1], logits.shape[:-1], generator=generator)))
     return found
@@ -73,7 +74,7 @@ def episode(
     done = False
     while not done:
         *_, done, _, info = env.step([env.task.uniform_sparsity])
-    return Delivery(model, data, env, info)
+    return Delivery(model, data, env, info, options.get("output", ""))
 
 
 SPARSE = "block sparse"
@@ -146,11 +147,11 @@ def require_composed(
 
 def measured(network: nn.Module, case: Delivery) -> tuple[float, float]:
     """Accuracy, and KL from the dense network, on the samples behind the calibration samples."""
-    right, kl = list[Tensor](), list[Tensor]()
+    right, kl, read = list[Tensor](), list[Tensor](), Output(case.part)
     for inputs, targets in case.data[len(case.data) // 2 :]:
         with torch.no_grad():
             q, p = (
-                LOGITS.logits(call_model(model, inputs)).flatten(0, -2).float().log_softmax(-1)
+                read.logits(call_model(model, inputs)).flatten(0, -2).float().log_softmax(-1)
                 for model in (network, case.model)
             )
         right.append((q.argmax(-1) == targets.flatten()).double())

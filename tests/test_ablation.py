@@ -15,7 +15,7 @@ from agents.account import Account
 from agents.lanes import absolute, at_the_end
 from agents.screening import beside_best, screened
 from agents.search import searcher_named
-from experiments import ablation, compare, compare_task
+from experiments import ablation, compare
 from experiments import variants as parts
 from experiments.ablation import AblationConfig, rows_of
 from experiments.variants import HERE, variants
@@ -167,10 +167,10 @@ def test_every_row_has_its_figures_and_a_sentence(finished: Path) -> None:
 def test_a_finished_ablation_measures_nothing_and_serves_a_comparison(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def opened(config: Any) -> Any:
-        raise AssertionError("the task was opened")
+    def measured(*args: Any) -> Any:
+        raise AssertionError("a plan was measured")
 
-    monkeypatch.setattr(compare_task, "_opened", opened)
+    monkeypatch.setattr(PruningTask, "outcome", measured)
     before = json.loads((finished / "one.json").read_text())["ablations"]
     assert ablation.main([*arguments(finished), "--out", str(finished / "one")]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["ablations"] == before

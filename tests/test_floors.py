@@ -50,6 +50,7 @@ NETWORKS = {
     "experiments/models.py", "experiments/nets.py", "experiments/zoo.py", "experiments/presets.py",
     "experiments/pretrained.py", "experiments/vision.py", "experiments/pricing.py",
     "experiments/inspect.py", "experiments/discovery.py", "experiments/cifar.py",
+    "experiments/fuzz_files.py",  # folders as other libraries leave them
     "experiments/texts.py",  # batches with the keys that language models read
 }  # fmt: skip
 """Files that say which networks there are; benches, which ask for one kind each, are free too."""

@@ -50,7 +50,7 @@ from toys import (
     unaccounted,
 )
 from tuned import OPTIMISERS, THIN, cut, thinned, tuned_under_watch
-from zoo import NASTY
+from zoo import NASTY, PARTS
 
 from prune_env.deploy.bundle import WEIGHTS, load, save
 from prune_env.errors import PlanError, PruneEnvError, RunError
@@ -461,9 +461,10 @@ def test_what_was_measured_of_a_hard_network_is_what_apply_gives(name: str, tmp_
     make, inputs = NASTY[name]
     torch.manual_seed(0)
     model = make().eval()
-    data = labelled(model, lambda seed, samples: drawn_like(inputs(), seed, samples))
+    part = PARTS.get(name, "")
+    data = labelled(model, lambda seed, samples: drawn_like(inputs(), seed, samples), part)
     try:
-        case = episode(model, data)
+        case = episode(model, data, output=part)
     except PruneEnvError as error:
         pytest.skip(f"no task: {error}")
     require_delivered(case, lambda: copy.deepcopy(model), tmp_path)
@@ -565,7 +566,8 @@ def test_what_a_plan_removed_stays_removed(name: str, kind: str, optimiser: str)
 def test_what_a_plan_removed_from_a_nasty_network_stays_removed(name: str) -> None:
     make, inputs = NASTY[name]
     torch.manual_seed(0)
-    tuned_under_watch(thinned(make(), "unstructured"), inputs(), OPTIMISERS["sgd"])
+    thin = thinned(make(), "unstructured")
+    tuned_under_watch(thin, inputs(), OPTIMISERS["sgd"], PARTS.get(name, ""))
 
 
 # ---- 7: discovery sees what the task sees

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from toys import Toy
 
 from prune_env.errors import GroupError
-from prune_env.measure.outputs import LOGITS
+from prune_env.measure.outputs import Output
 from prune_env.recovery import FinetuneSettings, finetune
 from prune_env.structure.inputs import Inputs, call_model
 from prune_env.structure.weights import weight_groups
@@ -45,17 +45,19 @@ def zeros_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() == 0 for name, p in model.named_parameters() if p.ndim > 1}
 
 
-def tuned_under_watch(model: nn.Module, inputs: Inputs, chosen: FinetuneSettings) -> nn.Module:
+def tuned_under_watch(
+    model: nn.Module, inputs: Inputs, chosen: FinetuneSettings, part: str = ""
+) -> nn.Module:
     """Fine-tuned; at every forward pass, so after every step, the zeros that came in are there."""
     before, seen = zeros_of(model), []
 
     def look(network: nn.Module, *args: object) -> None:
         seen.append(all(bool((zeros_of(network)[n] >= z).all()) for n, z in before.items()))
 
-    labels = LOGITS.logits(call_model(model, inputs)).detach().argmin(-1)
+    labels = Output(part).logits(call_model(model, inputs)).detach().argmin(-1)
     batch = (inputs, labels)
     with model.register_forward_pre_hook(look):
-        result = finetune(model, [batch] * 2, [batch], settings=chosen)
+        result = finetune(model, [batch] * 2, [batch], settings=chosen, output=part)
     assert len(seen) >= chosen.epochs * 3 + 1  # two steps and val, for every epoch
     assert all(seen)
     assert all(bool((zeros_of(result.model)[name] >= z).all()) for name, z in before.items())

@@ -288,6 +288,8 @@ def _group_conv(inputs: int, outputs: int, groups: int) -> nn.Module:
     return nn.Conv2d(inputs, outputs, 3, padding=1, groups=groups)
 
 
+PARTS = {"tuple": "0", "nested_dataclass": "0"}
+"""Which part of the output of these is the logits; the others say so themselves."""
 NASTY: dict[str, tuple[Callable[[], nn.Module], Callable[[], Inputs]]] = {
     "tied_weights": (TiedWeights, tokens),
     "shared_layer": (SharedLayer, image),

@@ -68,7 +68,13 @@ def write_checked(
     try:
         _write(small, config, values, beside)
         place = next(small.parameters())
-        again = type(small).from_pretrained(beside, dtype=place.dtype).to(place.device)  # type: ignore[attr-defined]
+        again = (
+            type(small)
+            .from_pretrained(  # type: ignore[attr-defined]
+                beside, dtype=place.dtype, local_files_only=True, use_safetensors=True
+            )
+            .to(place.device)
+        )
         if not agree(small, again, inputs):
             raise PlanError(
                 f"{type(small).__name__} read back from its folder computes something else than "

@@ -196,8 +196,8 @@ def require_reachable(
     least = float(costs.ratio([group.levels[0] for group in groups], on))
     if least > budget:
         raise BudgetError(
-            f"budget {budget:.3f} of the dense {on} cannot be reached: with every group at its "
-            f"smallest level {least:.3f} remain. Raise the budget, raise max_sparsity, or let more "
+            f"budget {budget:.4g} of the dense {on} cannot be reached: with every group at its "
+            f"smallest level {least:.4g} remain. Raise the budget, raise max_sparsity, or let more "
             "groups be pruned."
         )
 
