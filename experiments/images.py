@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -20,12 +17,6 @@ from prune_env.errors import DataError
 Pixels = npt.NDArray[np.uint8]
 MOST_CLASSES = 100_000
 """A larger number is taken for a label that is none."""
-
-UNREADABLE = (
-    OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError, NotImplementedError,
-    zipfile.BadZipFile, zlib.error, tokenize.TokenError,
-)  # fmt: skip
-"""What numpy runs into on damaged files: it parses headers, and believes the sizes in them."""
 
 
 class ImageSet(NamedTuple):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from experiments.images import UNREADABLE, ImageSet, as_images, as_labels, decode
+from experiments.images import ImageSet, as_images, as_labels, decode
 from experiments.parquet import parquet_files, read_parquet
 from experiments.parts import ALIASES, RawSplits, cached_parts, numbered
 from prune_env.errors import DataError
@@ -22,7 +22,7 @@ def _read_npz(path: Path) -> RawSplits:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except UNREADABLE as error:
+    except Exception as error:  # numpy believes what a damaged header says
         raise DataError(
             f"cannot read '{path}' as npz: {error}. Write plain arrays with numpy.savez."
         ) from error
