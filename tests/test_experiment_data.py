@@ -338,6 +338,7 @@ FOUR = np.arange(4)
         (_npz(images=pictures(4), labels=FOUR[:3]), "3 labels for 4 images"),
         (_npz(images=pictures(4), labels=FOUR - 1), "holds the label -1"),
         (_npz(images=pictures(4), labels=FOUR * 0.5), "must be integers"),
+        (_npz(images=pictures(4), labels=FOUR + 10**9), "holds the label 10000000.*without gaps"),
         (_npz(images=pictures(4) * 1.0, labels=FOUR), r"scale to \[0, 1\]"),
         (_npz(images=pictures(4).astype(int), labels=FOUR), "int64; uint8"),
         (_npz(images=pictures(4, size=(5,)), labels=FOUR), r"shape \(4, 5\)"),
