@@ -139,11 +139,11 @@ def test_several_parts_that_fit_ask_for_output(name: str) -> None:
 @pytest.mark.parametrize(
     ("wrap", "said"),
     [
-        (lambda z: (z.mean(), z), ""),  # a loss, then logits
-        (lambda z: (z[:, None, None], z), ""),  # only one has the shape of the targets
+        (lambda z: (z.mean(), z), "auto"),  # a loss, then logits
+        (lambda z: (z[:, None, None], z), "auto"),  # only one has the shape of the targets
         (lambda z: {"a": [z[:, :2], z]}, "a.1"),
         (lambda z: {"scores": z, "boxes": z * 0}, "scores"),
-        (lambda z: {"logits": z, "scores": z * 0}, ""),
+        (lambda z: {"logits": z, "scores": z * 0}, "auto"),
         (lambda z: [z], 0),
         (lambda z: z, 0),
     ],
@@ -161,11 +161,12 @@ def test_the_part_that_is_meant_is_read(wrap: Any, said: str | int) -> None:
         (boxes_first, 7, ModelError, r"no '7' in what the model returned: a tuple of 0 \(6, 4\)"),
         (lambda z: {"a": z}, "b", ModelError, r"no 'b'.*dict of a \(6, 5\)"),
         (lambda z: z, "scores", ModelError, "returns one tensor"),
-        (lambda z: (z[0], z[0]), "", ModelError, "none of them may be the logits"),
+        (lambda z: (z[0], z[0]), "auto", ModelError, "none of them may be the logits"),
         (lambda z: z, True, ConfigError, "output is True"),
         (lambda z: z, 1.5, ConfigError, "output is 1.5"),
-        (lambda z: z[:, :1], "", DataError, r"one number for every prediction.*torch.stack"),
-        (lambda z: z[:, 0], "", DataError, "Only classification is measured"),
+        (lambda z: z, "", ConfigError, "output is ''"),
+        (lambda z: z[:, :1], "auto", DataError, r"one number for every prediction.*torch.stack"),
+        (lambda z: z[:, 0], "auto", DataError, "Only classification is measured"),
     ],
 )
 def test_what_is_not_there_is_refused(wrap: Any, said: Any, error: Any, says: str) -> None:

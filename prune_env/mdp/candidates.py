@@ -33,7 +33,7 @@ from prune_env.measure.evaluators import ClassifierEvaluator, Evaluator, Hopeles
 from prune_env.measure.fingerprint import DIGEST, Identity, fingerprint, identity_of
 from prune_env.measure.gradients import loss_gradients
 from prune_env.measure.inference import Inference, fitting_batch
-from prune_env.measure.outputs import Output, Said
+from prune_env.measure.outputs import AUTO, Output, Said
 from prune_env.structure.blame import naming_layer
 from prune_env.structure.copies import copied, sharing
 from prune_env.structure.entry import require_loaded
@@ -103,7 +103,7 @@ class TaskOptions:
     stages: Sequence[int] = ()
     precision: str = "auto"
     batch_size: int = 0
-    output: Said = ""
+    output: Said = AUTO
     ignore: Sequence[str] = ()
     min_sparsity: PerGroup[float] = 0.0
     max_sparsity: PerGroup[float] = 0.9

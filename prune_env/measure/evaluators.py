@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from prune_env.errors import DataError, ModelError
 from prune_env.measure.batches import Batch
 from prune_env.measure.inference import PLAIN, Inference
-from prune_env.measure.outputs import Output, Said, find_output, require_fit, run
+from prune_env.measure.outputs import AUTO, Output, Said, find_output, require_fit, run
 from prune_env.measure.padding import IGNORED
 from prune_env.structure.inputs import call_model, eval_mode
 
@@ -129,7 +129,7 @@ class ClassifierEvaluator:
         batches: Sequence[Batch],
         inference: Inference = PLAIN,
         stages: Sequence[int] = (),
-        output: Said = "",
+        output: Said = AUTO,
     ) -> ClassifierEvaluator:
         """An evaluator that compares with `dense`, which is always run the plain way.
 

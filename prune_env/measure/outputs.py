@@ -82,6 +82,10 @@ class Output:
 LOGITS = Output()
 """One tensor, or what is called `logits`, taken as it is."""
 
+AUTO = "auto"
+"""Nothing is said: what is clear is taken, and asked for where it is not."""
+MOST_PARTS = 1000
+
 Said = str | int | Output
 """What a user says of the outputs: a part by name or index, or all there is to know."""
 
@@ -90,14 +94,18 @@ def checked(said: object) -> str | Output:
     """What was said, indices as text.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: it is neither a name, nor an index, nor an `Output`.
     """
-    if isinstance(said, bool) or not isinstance(said, Said):
-        raise ConfigError(
-            f"output is {said!r}; give the name or the index of the part of the model's outputs "
-            "that is its logits, such as 'logits' or 0."
-        )
-    return said if isinstance(said, Output) else str(said)
+    if isinstance(said, Output):
+        return said
+    whole = isinstance(said, int) and not isinstance(said, bool) and 0 <= said < MOST_PARTS
+    keys = str(said).split(".") if isinstance(said, str) or whole else [""]
+    if all(key.isidentifier() or key.isdecimal() for key in keys):
+        return str(said)
+    raise ConfigError(
+        f"output is {said!r}; give the name or the index of the part of the model's outputs "
+        "that is its logits, such as 'scores' or 0."
+    )
 
 
 def run(model: nn.Module, batch: Batch, where: object, cure: str = TAKES) -> Any:
@@ -119,7 +127,7 @@ def run(model: nn.Module, batch: Batch, where: object, cure: str = TAKES) -> Any
 
 
 def find_output(
-    model: nn.Module, batches: Sequence[Batch], raws: Iterable[Any], said: Said = ""
+    model: nn.Module, batches: Sequence[Batch], raws: Iterable[Any], said: Said = AUTO
 ) -> tuple[Output, list[Tensor]]:
     """How a network is read, and its logits (..., K) for every batch.
 
@@ -225,7 +233,7 @@ def _parts(value: Any) -> dict[str, Any]:
 
 def _part_of(raw: Any, targets: Tensor, said: str) -> str:
     """The part that holds the logits: the one said, the only one, or the only one that fits."""
-    if said:
+    if said != AUTO:
         if isinstance(raw, Tensor) and said not in ("0", "logits"):
             raise ModelError(
                 f"output is '{said}', but the model returns one tensor of shape "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prune_env.errors import DataError, ModelError
 from prune_env.measure.batches import Batch, split_batch
-from prune_env.measure.outputs import TAKES, Output, Said, find_output, require_fit, run
+from prune_env.measure.outputs import AUTO, TAKES, Output, Said, find_output, require_fit, run
 from prune_env.measure.padding import IGNORED
 from prune_env.recovery.schedule import FinetuneSettings
 from prune_env.structure.blame import CURE
@@ -91,7 +91,7 @@ def logits_for(
     return logits.flatten(0, -2), targets.flatten()
 
 
-def output_of(model: nn.Module, loader: Iterable[Any], place: Place, said: Said = "") -> Output:
+def output_of(model: nn.Module, loader: Iterable[Any], place: Place, said: Said = AUTO) -> Output:
     """How `model`'s outputs are read, by the first batch of `loader`.
 
     Raises:
@@ -115,7 +115,7 @@ def accuracy_and_loss(
     loader: Iterable[Any],
     *,
     place: Place | None = None,
-    output: Said = "",
+    output: Said = AUTO,
 ) -> Quality:
     """Accuracy and mean cross-entropy of `model` over one pass of `loader`, in eval mode.
 

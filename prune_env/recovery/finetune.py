@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from prune_env.errors import DataError, ModelError
-from prune_env.measure.outputs import Output, Said
+from prune_env.measure.outputs import AUTO, Output, Said
 from prune_env.measure.padding import IGNORED
 from prune_env.recovery.checkpoint import (
     EpochRecord,
@@ -71,7 +71,7 @@ def finetune(
     masks: KeepMasks | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
-    output: Said = "",
+    output: Said = AUTO,
 ) -> FinetuneResult:
     """Tune a copy of `model` on `train` and return it as it was at its best epoch on `val`.
 
