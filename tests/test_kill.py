@@ -65,3 +65,20 @@ def test_every_searcher_survives_kill_9(tmp_path: Path) -> None:
         assert (status == signal.SIGKILL) == (spent >= KILLED_AT), name
         assert resumed == whole, name
         assert whole[1]["charged"] <= LIMIT
+
+
+@pytest.mark.long
+def test_a_slice_of_the_kills_changes_no_result(tmp_path: Path) -> None:
+    """The whole is `python -m experiments.kills`; its table: experiments/results/kills.md."""
+    command = [
+        sys.executable, "-m", "experiments.kills", "--kills", "4", "--jobs", "finetune,save",
+        "--runs", str(tmp_path),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    figures = json.loads(run.stdout.splitlines()[-1])
+    assert figures["kills"] == figures["died"] == figures["identical"] == 4
+    assert figures["orphans"] == figures["failed"] == 0
