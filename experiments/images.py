@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,20 @@ class ImageSet(NamedTuple):
 
     images: Tensor
     labels: Tensor
+
+
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Every array of an npz file, by name.
+
+    Raises:
+        Exception: the file is damaged, in whatever way numpy runs into; or an entry is no array.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if strange:
+        raise ValueError(f"its entry '{strange[0]}' is no array")
+    return arrays
 
 
 def import_extra(name: str) -> Any:

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from experiments.images import ImageSet, as_images, as_labels, decode
+from experiments.images import ImageSet, as_images, as_labels, decode, read_arrays
 from experiments.parquet import parquet_files, read_parquet
 from experiments.parts import ALIASES, RawSplits, cached_parts, numbered
 from prune_env.errors import DataError
@@ -20,8 +19,7 @@ _NPZ_KEYS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))  # Keras, MedMNIST
 
 def _read_npz(path: Path) -> RawSplits:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_arrays(path)
     except Exception as error:  # numpy believes what a damaged header says
         raise DataError(
             f"cannot read '{path}' as npz: {error}. Write plain arrays with numpy.savez."

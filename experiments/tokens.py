@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from experiments.images import read_arrays
 from prune_env.errors import DataError
 from prune_env.measure.padding import IGNORED
 
@@ -151,13 +152,8 @@ def _rows(array: Any, length: int, where: str) -> Tensor:
     return ids
 
 
-def _npz(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
-
-
 READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    ".npz": _npz,
+    ".npz": read_arrays,
     ".npy": lambda path: {"all": np.load(path, allow_pickle=False)},
     ".txt": lambda path: {"all": np.array([int(word) for word in path.read_text().split()])},
     ".bin": lambda path: {"all": np.fromfile(path, dtype="<u2")},
