@@ -129,7 +129,7 @@ def test_another_network_or_repair_or_number_is_refused() -> None:
         apply(plan, toy_model("chain"), data)
     with pytest.raises(ConfigError, match="no repair 'magic'"):
         apply(plan, model, data, "magic")
-    with pytest.raises(PlanError, match="At least one sample is needed"):
+    with pytest.raises(ConfigError, match="calibration_samples is 0; give a whole number"):
         apply(plan, model, data, calibration_samples=0)
     with torch.no_grad():
         model.get_parameter("head.weight")[0] = torch.nan

@@ -124,6 +124,23 @@ def test_bfloat16_is_taken_where_it_is_native_and_agrees(monkeypatch: pytest.Mon
     assert Inference.of(model, inputs, "bfloat16").bfloat16
 
 
+class Arrays(nn.Sequential):
+    """Leaves PyTorch on the way, as code of users does; numpy knows no bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(super().forward(x).numpy())
+
+
+def test_a_network_that_does_not_run_in_bfloat16_runs_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inference, "_native_bfloat16", lambda model: True)
+    model = Arrays(nn.Linear(3, 4)).eval()
+    assert not Inference.of(model, torch.randn(2, 3)).bfloat16
+    with pytest.raises(ConfigError, match=r"Arrays does not run in it: .*precision='float32'"):
+        Inference.of(model, torch.randn(2, 3), "bfloat16")
+
+
 def test_bfloat16_is_close_to_float32() -> None:
     model, inputs = toy_model("residual"), toy_inputs("residual")
     way = Inference.of(model, inputs, "bfloat16")

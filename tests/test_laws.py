@@ -53,7 +53,7 @@ from tuned import OPTIMISERS, THIN, cut, thinned, tuned_under_watch
 from zoo import NASTY, PARTS
 
 from prune_env.deploy.bundle import WEIGHTS, load, save
-from prune_env.errors import PlanError, PruneEnvError, RunError
+from prune_env.errors import BudgetError, PlanError, RunError
 from prune_env.mdp.task import PruningTask
 from prune_env.measure.costs import CostModel
 from prune_env.structure import patterns
@@ -456,17 +456,18 @@ def test_what_was_measured_of_a_transformer_is_what_apply_gives(
 @pytest.mark.long
 @pytest.mark.parametrize("name", NASTY)
 def test_what_was_measured_of_a_hard_network_is_what_apply_gives(name: str, tmp_path: Path) -> None:
-    if name in ("hard_coded_view", "extra_state"):
-        pytest.skip("one runs on two samples only, the other cannot be saved")
+    if name in ("hard_coded_view", "extra_state", "tied_weights"):
+        pytest.skip("runs on two samples only; cannot be saved; repeats what it reads")
     make, inputs = NASTY[name]
     torch.manual_seed(0)
     model = make().eval()
     part = PARTS.get(name, "")
     data = labelled(model, lambda seed, samples: drawn_like(inputs(), seed, samples), part)
     try:
-        case = episode(model, data, output=part)
-    except PruneEnvError as error:
-        pytest.skip(f"no task: {error}")
+        case = episode(model, data, **({"output": part} if part else {}))
+    except BudgetError as error:
+        assert "no prunable group" in str(error)
+        pytest.skip(str(error))
     require_delivered(case, lambda: copy.deepcopy(model), tmp_path)
 
 

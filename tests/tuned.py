@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from toys import Toy
 
 from prune_env.errors import GroupError
-from prune_env.measure.outputs import Output
+from prune_env.measure.outputs import AUTO, Output
 from prune_env.recovery import FinetuneSettings, finetune
 from prune_env.structure.inputs import Inputs, call_model
 from prune_env.structure.weights import weight_groups
@@ -57,7 +57,7 @@ def tuned_under_watch(
     labels = Output(part).logits(call_model(model, inputs)).detach().argmin(-1)
     batch = (inputs, labels)
     with model.register_forward_pre_hook(look):
-        result = finetune(model, [batch] * 2, [batch], settings=chosen, output=part)
+        result = finetune(model, [batch] * 2, [batch], settings=chosen, output=part or AUTO)
     assert len(seen) >= chosen.epochs * 3 + 1  # two steps and val, for every epoch
     assert all(seen)
     assert all(bool((zeros_of(result.model)[name] >= z).all()) for name, z in before.items())

@@ -67,7 +67,7 @@ class Inference:
             read: the logits (..., K) that must agree, from what the network returns.
 
         Raises:
-            ConfigError: no such precision.
+            ConfigError: no such precision, or the network does not run in the one asked for.
         """
         if precision not in PRECISIONS:
             raise ConfigError(f"precision is '{precision}'; choose of {', '.join(PRECISIONS)}.")
@@ -81,7 +81,16 @@ class Inference:
         if precision == "float32" or (precision == "auto" and not _native_bfloat16(dense)):
             return folding
         halved = Inference(folding.folds, bfloat16=True)
-        found = halved._logits(dense, inputs, read)
+        try:
+            found = halved._logits(dense, inputs, read)
+        except Exception as error:  # whatever the user's forward raises on another dtype
+            if precision == "bfloat16":
+                raise ConfigError(
+                    f"precision is 'bfloat16', and {_name(dense)} does not run in it: {error}. "
+                    "Give precision='float32'."
+                ) from error
+            _log.info("%s does not run in bfloat16; float32 is used.", _name(dense))
+            return folding
         if precision == "bfloat16" or _apart(wanted, found) < AGREEMENT:
             return halved
         _log.info("%s in bfloat16 strays from float32; float32 is used.", _name(dense))
