@@ -15,7 +15,7 @@ def locate(name: str | Path, kind: str = "data") -> Path:
     """The file or folder `name`: a path, or a name in one of the known places.
 
     Args:
-        name: looked up as it is, then under `$PRUNE_ENV_DATA`, there also in `kind`/.
+        name: looked up as it is, then under `$PRUNE_ENV_DATA`, there in `kind`/ first.
         kind: "data" or "models".
 
     Raises:
@@ -24,7 +24,7 @@ def locate(name: str | Path, kind: str = "data") -> Path:
     path = Path(name).expanduser()
     root = os.environ.get("PRUNE_ENV_DATA")
     roots = [Path(root).expanduser()] if root else []
-    folders = [*roots, *(r / kind for r in roots), *(r.parent / kind for r in roots), SHARED / kind]
+    folders = [*(r / kind for r in roots), *(r.parent / kind for r in roots), *roots, SHARED / kind]
     places = [path, *([] if path.is_absolute() else [folder / path for folder in folders])]
     for place in places:
         if place.exists():

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from prune_env.errors import ModelError, PlanError, RunError
+from prune_env.deploy.bundle import save
+from prune_env.errors import ConfigError, ModelError, PlanError, RunError
 from prune_env.recovery import FinetuneSettings, KeepMasks, finetune
 from prune_env.structure.discover import find_groups
 from prune_env.structure.weights import weight_groups
@@ -231,6 +232,16 @@ def test_masks_of_another_network_are_refused(keep: dict[str, Tensor], words: st
 
 
 # ---- where masks come from
+
+
+def test_a_plan_is_no_masks(tmp_path: Path) -> None:
+    model, (x, y) = net(), data()
+    plan = PruningPlan.uniform(model, find_groups(model, x), 0.0)
+    with pytest.raises(ConfigError, match=r"give keep masks, such as KeepMasks\.of_plan"):
+        finetune(model, [(x, y)], [(x, y)], masks=plan)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"give keep masks, such as KeepMasks\.of_plan"):
+        save(tmp_path, model, plan, masks=plan)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_network_keeps_the_zeros_of_matrices_that_are_not_all_zero() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from prune_env.deploy.configs import config_of, model_from_config
 from prune_env.errors import ModelError, PlanError, PruneEnvError, RunError
 from prune_env.records import read_record
-from prune_env.recovery.masks import KeepMasks
+from prune_env.recovery.masks import KeepMasks, require_masks
 from prune_env.storage import Unreadable, load_described, parse, save_tensors, write_json
 from prune_env.structure.entry import require_loaded
 from prune_env.structure.rewrite import Layout, tensors_of
@@ -84,6 +84,7 @@ def save(
     folder, config = Path(folder), config_of(model)
     if masks is None:
         masks = KeepMasks.of_plan(plan, model) & KeepMasks.of_network(model)
+    masks = require_masks(masks)
     described = Description(
         format=FORMAT,
         class_name=type(model).__name__,

@@ -35,7 +35,7 @@ from prune_env.recovery.epoch import (
     logits_for,
     output_of,
 )
-from prune_env.recovery.masks import KeepMasks
+from prune_env.recovery.masks import KeepMasks, require_masks
 from prune_env.recovery.schedule import FinetuneSettings, build_optimizer, learning_rate_at
 from prune_env.structure.entry import copy_of, require_loaded
 
@@ -102,6 +102,7 @@ def finetune(
             said.
 
     Raises:
+        ConfigError: `masks` is something else.
         DataError: an empty loader, a malformed batch, targets out of range.
         ModelError: the model cannot run a batch, its loss becomes NaN or infinite, or the masks are
             those of another network.
@@ -111,7 +112,7 @@ def finetune(
     if teacher is not None:
         require_loaded(teacher)
     steps = _count_batches(train, settings)
-    masks = KeepMasks.of_network(model) if masks is None else masks
+    masks = KeepMasks.of_network(model) if masks is None else require_masks(masks)
     with _seeded(settings.seed, 0):
         read = output_of(model, val, Place("val", 0), output)
     data = (train, val)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from prune_env.checks import refuse
 from prune_env.errors import ModelError, PlanError
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.rewrite import Layout
@@ -193,6 +194,17 @@ class KeepMasks:
             flat = np.unpackbits(bits.numpy(), count=count).astype(bool)
             keep[name] = torch.from_numpy(flat).reshape(shape)
         return KeepMasks(keep)
+
+
+def require_masks(masks: object) -> KeepMasks:
+    """The masks that a user gave.
+
+    Raises:
+        ConfigError: it is something else, a plan for instance.
+    """
+    if isinstance(masks, KeepMasks):
+        return masks
+    refuse("masks", masks, "keep masks, such as KeepMasks.of_plan(plan, network)")
 
 
 def _dense_shape(name: str, tensor: Tensor, groups: list[PrunableGroup]) -> tuple[int, ...]:
