@@ -10,6 +10,8 @@ PY := $(VENV)/bin/python
 TORCH := torch==2.13.0
 READY := $(VENV)/.installed
 TESTS := $(PY) -m pytest -n 2
+# The package as it is installed, agents/ and experiments/ inside it: what mypy looks at.
+HOUSE := $(VENV)/house
 
 .PHONY: demo test check lint tb
 
@@ -25,7 +27,10 @@ check: $(READY) lint
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	rm -rf $(HOUSE) && mkdir -p $(HOUSE)/prune_env
+	ln -s $(CURDIR)/prune_env/* $(CURDIR)/agents $(CURDIR)/experiments $(HOUSE)/prune_env/
+	cd $(HOUSE) && MYPYPATH=. $(CURDIR)/$(VENV)/bin/mypy --config-file $(CURDIR)/pyproject.toml \
+		--cache-dir $(CURDIR)/.mypy_cache -p prune_env
 
 tb: $(READY)
 	$(VENV)/bin/tensorboard --logdir runs --host 127.0.0.1

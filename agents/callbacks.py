@@ -17,8 +17,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
-from agents import curves
 from prune_env import Ledger, PruningTask, format_groups
+from prune_env.agents import curves
 from prune_env.errors import RunError
 from prune_env.mdp.render import bars
 from prune_env.mdp.rewards import Outcome, best_of
@@ -124,7 +124,7 @@ class TensorBoardLog:
         return writer
 
     def _draw(self, writer: SummaryWriter, step: int) -> None:
-        from agents.figures import front, plans, scatter  # matplotlib takes its time
+        from prune_env.agents.figures import front, plans, scatter  # matplotlib takes its time
 
         candidates = [outcome for outcome in self._history if outcome.eligible]
         if not candidates:

@@ -21,11 +21,11 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.account import Payment
 from prune_env import PruningTask
 from prune_env.mdp.lockstep import Lockstep, plans_beside
 from prune_env.mdp.path import beside
 from prune_env.mdp.rules import Units
+from prune_env.search.account import Payment
 
 Array = NDArray[np.float32]
 Floats = NDArray[np.float64]

@@ -3,7 +3,7 @@
     ledger --prior--> path --Lanes--> N episodes in lockstep --payment--> worths --SB3--> policy
 
 The plans of the prior are measured first, the deterministic policy's plan last; what lies between
-is spent by the payment (see agents/account.py).
+is spent by the payment (see prune_env/search/account.py).
 """
 
 from __future__ import annotations
@@ -25,17 +25,26 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 
-from agents.account import PRACTICE, Account, Measured, Payment, Practice, Practised
-from agents.allocators import best_prior
-from agents.lanes import HELP, Array, Budgets, Floats, Help, Lanes, Plans, Walks
-from agents.policy import POLICY, read_policy, rebuilt, write_policy
-from agents.settings import LANES, SPREAD, lanes_of, settings
 from prune_env import Ledger
+from prune_env.agents.lanes import HELP, Array, Budgets, Floats, Help, Lanes, Plans, Walks
+from prune_env.agents.policy import POLICY, read_policy, rebuilt, write_policy
+from prune_env.agents.settings import lanes_of, settings
 from prune_env.errors import ConfigError
-from prune_env.mdp.ledger import Exhausted
 from prune_env.mdp.path import Path
 from prune_env.mdp.rules import as_kept
 from prune_env.mdp.task import Kept
+from prune_env.search.account import (
+    LANES,
+    PRACTICE,
+    SPREAD,
+    Account,
+    Measured,
+    Payment,
+    Practice,
+    Practised,
+)
+from prune_env.search.allocators import best_prior
+from prune_env.search.ledger import Exhausted
 
 CHECKPOINTS = 10
 """Policies saved in the course of a search."""

@@ -16,13 +16,9 @@ import numpy as np
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 from stable_baselines3.common.utils import LinearSchedule
 
+from prune_env.search.account import LANES, SPREAD, crowd
+
 Settings = dict[str, Any]
-LANES = 32
-"""Episodes in lockstep."""
-FEW = 10
-"""Groups that `LANES` plans tell apart."""
-SPREAD = 0.14
-"""First standard deviation of an action; it changes what a group keeps by a factor of 1.3."""
 
 
 def ppo(length: int, lanes: int) -> Settings:
@@ -86,11 +82,6 @@ def td3(length: int, lanes: int) -> Settings:
 SETTINGS: dict[str, Callable[[int, int], Settings]] = {
     "ppo": ppo, "ppo_plan": ppo_plan, "a2c": a2c, "sac": sac, "td3": td3, "ddpg": td3, "tqc": tqc,
 }  # fmt: skip
-
-
-def crowd(length: int) -> float:
-    """How many times as many groups as the few that one group of plans tells apart."""
-    return max(1.0, length / FEW)
 
 
 def lanes_of(name: str, length: int) -> int:

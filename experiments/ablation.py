@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from experiments.benches import command_of, markdown, publish
-from experiments.cli import config_error
-from experiments.compare_config import CompareConfig
-from experiments.config import main_guard, option, parse
-from experiments.variants import HERE, Variant, variants
+from prune_env.experiments.config.cli import config_error
+from prune_env.experiments.config.compare import CompareConfig
+from prune_env.experiments.config.run import main_guard, option, parse
+from prune_env.experiments.report.publishing import command_of, markdown, publish
+from prune_env.experiments.sweeps.variants import HERE, Variant, variants
 
 Entry = Mapping[str, Any]
 """A table: one task under one budget, JSON-able."""
@@ -87,8 +87,8 @@ def rows_of(config: AblationConfig) -> dict[str, Variant]:
     Raises:
         ConfigError: there is no such agent.
     """
-    from agents.lanes import Walks
-    from agents.sb3 import AGENTS
+    from prune_env.agents.lanes import Walks
+    from prune_env.agents.sb3 import AGENTS
     from prune_env.errors import look_up
 
     agent = config.agent
@@ -115,7 +115,7 @@ def measure(config: AblationConfig, command: str) -> list[Entry]:
     Raises:
         PruneEnvError: see `experiments.searching.compare`.
     """
-    from experiments.searching import compare
+    from prune_env.experiments.sweeps.searching import compare
 
     rows = rows_of(config)
     values = {entry.name: getattr(config, entry.name) for entry in fields(CompareConfig)}
@@ -137,9 +137,9 @@ def _figures(
 
     `chance` is that a seed of the whole agent ends with a lower KL.
     """
-    from experiments.aggregates import improvement
-    from experiments.cells import curves_by_searcher
-    from experiments.summaries import spread_of
+    from prune_env.experiments.report.aggregates import improvement
+    from prune_env.experiments.report.cells import curves_by_searcher
+    from prune_env.experiments.report.summaries import spread_of
 
     curves, found = curves_by_searcher(cell), []
     summaries = {each["searcher"]: each for each in cell["searchers"]}
@@ -185,10 +185,10 @@ def page(entries: Sequence[Entry]) -> str:
 
 
 def _section(entry: Entry) -> str:
-    from experiments.cells import title_of
-    from experiments.formats import duration
-    from experiments.quality import yardstick_of
-    from experiments.summaries import nats
+    from prune_env.experiments.report.cells import title_of
+    from prune_env.experiments.report.formats import duration
+    from prune_env.experiments.report.quality import yardstick_of
+    from prune_env.experiments.report.summaries import nats
 
     yardstick, rows = yardstick_of(entry), entry["rows"]
     columns: dict[str, Callable[[Any], str]] = {

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.benches import command_of, markdown, note, publish, settings_of
-from experiments.config import main_guard, option, parse
-from experiments.formats import percent
+from prune_env.experiments.config.run import main_guard, option, parse
+from prune_env.experiments.report.formats import percent
+from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
 
 EVALUATION, ENVIRONMENT, SURROGATE, AGENT = "evaluation", "environment", "surrogate", "agent"
 PARTS = (EVALUATION, ENVIRONMENT, SURROGATE, AGENT)
@@ -120,9 +120,9 @@ def watched(split: Split) -> Iterator[None]:
 
 
 def _methods() -> dict[str, dict[type, tuple[str, ...]]]:
-    from agents.account import Practised
-    from agents.lanes import Plans, Walks
     from prune_env import Ledger
+    from prune_env.agents.lanes import Plans, Walks
+    from prune_env.search.account import Practised
 
     seen = ("__init__", "reset", "step_wait", "observed")
     return {
@@ -162,9 +162,9 @@ def _searches(config: AgentsConfig) -> dict[str, Any]:
     """By the name of the row."""
     from dataclasses import replace
 
-    from agents.sb3 import AGENTS, COURSE, learn
-    from agents.search import searcher_named
+    from prune_env.agents.sb3 import AGENTS, COURSE, learn
     from prune_env.errors import look_up
+    from prune_env.search.searchers import searcher_named
 
     for name in config.plain:
         look_up("agent", name, AGENTS)
@@ -174,8 +174,8 @@ def _searches(config: AgentsConfig) -> dict[str, Any]:
 
 
 def _task(config: AgentsConfig) -> Any:
-    from experiments.presets import open_named
     from prune_env import PruningTask
+    from prune_env.experiments.networks.presets import open_named
 
     names = ("budget", "on", "units", "reward_samples", "calibration_samples", "repair_samples",
              "seed")  # fmt: skip

@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.benches import command_of, markdown, note, publish, settings_of
-from experiments.config import main_guard, option, parse
+from prune_env.experiments.config.run import main_guard, option, parse
+from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
 
 COUNTS = ((3, 1, 0), (3, 1, 1), (3, 1, 2), (5, 1, 0), (3, 0, 0), (1, 1, 0))
 """Blocks of window, global and random attention."""
@@ -92,7 +92,7 @@ def quality(config: BigBirdConfig) -> dict[str, Any]:
 
 def macs(sparse: Any, tokens_RT: Any) -> float:
     """MACs of the network for one row of tokens, of its attention those of kept blocks only."""
-    from prune_env.measure.costs import CostModel, metric_index
+    from prune_env.costs.model import CostModel, metric_index
 
     inputs = {"input_ids": tokens_RT[:2], "use_cache": False}
     return float(CostModel.of(sparse, inputs, ()).dense[metric_index("macs")])
@@ -103,8 +103,8 @@ def load(config: BigBirdConfig) -> tuple[Any, Any]:
     import numpy as np
     import torch
 
-    from experiments.pretrained import load_pretrained
     from prune_env.errors import DataError
+    from prune_env.experiments.networks.pretrained import load_pretrained
 
     with np.load(config.tokens) as arrays:
         if config.split not in arrays:

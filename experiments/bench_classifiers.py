@@ -20,14 +20,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.benches import command_of, markdown, note, publish, settings_of
-from experiments.config import digest_of, main_guard, option, parse
-from experiments.formats import percent, points
+from prune_env.experiments.config.run import digest_of, main_guard, option, parse
+from prune_env.experiments.report.formats import percent, points
+from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from experiments.project import Project
+    from prune_env.experiments.networks.project import Project
     from prune_env.recovery.epoch import Quality
     from prune_env.recovery.finetune import FinetuneResult
     from prune_env.structure.groups import PrunableGroup
@@ -106,9 +106,9 @@ def measure(config: ClassifierConfig) -> dict[str, Any]:
 
 
 def _open(config: ClassifierConfig) -> Project:
-    from experiments.presets import open_named
     from prune_env import PruningTask
     from prune_env.errors import ConfigError
+    from prune_env.experiments.networks.presets import open_named
 
     # Any plan may be built: the budget only limits what the task itself would propose.
     names = ("criterion", "repair", "calibration_samples", "seed")
@@ -216,7 +216,7 @@ def _row(name: str, model: nn.Module, project: Project) -> dict[str, Any]:
 
 def page(figures: Mapping[str, Any]) -> str:
     """The table in Markdown: a line per network."""
-    from experiments.quality import binomial_error
+    from prune_env.experiments.report.quality import binomial_error
 
     rows, left, settings = figures["rows"], figures["left"], figures["settings"]
     dense = rows[0]

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.benches import command_of, markdown, publish, settings_of
-from experiments.config import main_guard, option, parse
-from experiments.formats import percent
+from prune_env.experiments.config.run import main_guard, option, parse
+from prune_env.experiments.report.formats import percent
+from prune_env.experiments.report.publishing import command_of, markdown, publish, settings_of
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ def measure(config: DeliveryConfig) -> dict[str, Any]:
     """
     import numpy as np
 
-    from experiments.presets import open_named
     from prune_env import PruneEnv, PruningPlan, PruningTask, apply, compact
     from prune_env.errors import ConfigError
-    from prune_env.measure.fingerprint import fingerprint
+    from prune_env.experiments.networks.presets import open_named
+    from prune_env.fingerprint import fingerprint
     from prune_env.recovery.epoch import accuracy_and_loss
 
     project = open_named(config.task, budget=config.budget, repair=config.repair)

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiments.benches import command_of, markdown, note, publish, settings_of
-from experiments.config import main_guard, option, parse
+from prune_env.experiments.config.run import main_guard, option, parse
+from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 class DiscoveryConfig:
     """Find the groups of other people's networks, cut them, run what is left."""
 
-    only: tuple[str, ...] = option((), "names of experiments/zoo.py that contain one of these")
+    only: tuple[str, ...] = option(
+        (), "names of experiments/networks/zoo.py that contain one of these"
+    )
     threads: int = option(1, "CPU threads of torch; 0: its own choice")
     out: str = option("", "path without suffix of the .md and .json to write; empty: print only")
 
@@ -39,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     config = parse(DiscoveryConfig, argv, prog="python -m experiments.bench_discovery")
     import torch
 
-    from experiments.zoo import ZOO
+    from prune_env.experiments.networks.zoo import ZOO
 
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -57,8 +59,8 @@ def examined(name: str) -> dict[str, Any]:
     """The figures of one network; an error or the reason why it was left out instead."""
     import torch
 
-    from experiments.zoo import ZOO
     from prune_env.errors import ConfigError
+    from prune_env.experiments.networks.zoo import ZOO
 
     try:
         with torch.random.fork_rng([]):
@@ -76,7 +78,7 @@ def figures_of(model: nn.Module, images: Any) -> dict[str, Any]:
     """Groups, their share, and what laws 1 and 7 say of them."""
     import time
 
-    from prune_env.measure.costs import CostModel
+    from prune_env.costs.model import CostModel
     from prune_env.structure.coverage import NOT_FOLLOWED
     from prune_env.structure.discover import find_groups
 
@@ -127,10 +129,10 @@ def cut_figures(model: nn.Module, images: Tensor, live: Sequence[PrunableGroup])
     """Law 1 in float64 with half of every group gone, and whether the rest runs in train mode."""
     import torch
 
+    from prune_env.plan.cut import compact, masked
+    from prune_env.plan.plan import PruningPlan
     from prune_env.structure.inputs import call_model
     from prune_env.structure.trace import tensors_in
-    from prune_env.surgery.apply import compact, masked
-    from prune_env.surgery.plan import PruningPlan
 
     if not live:
         return {}

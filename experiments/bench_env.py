@@ -22,16 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.benches import (
-    command_of,
-    dense_weights,
-    markdown,
-    note,
-    publish,
-    run_config,
-    settings_of,
-)
-from experiments.config import main_guard, option, parse
+from prune_env.experiments.benches.subjects import dense_weights, run_config
+from prune_env.experiments.config.run import main_guard, option, parse
+from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
 
 PRECISIONS = ("float32", "bfloat16")
 PARTS = ("steps", "build", "repair", "measure", "rest")
@@ -46,7 +39,7 @@ STAGE = 256
 class BenchConfig:
     """Time the episodes of the environment."""
 
-    model: str = option("digits", "network, see experiments/models.py")
+    model: str = option("digits", "network, see experiments/networks/models.py")
     data: str = option("digits", "'digits', a path, or a name under $PRUNE_ENV_DATA")
     weights: str = option("", "file with the dense weights; empty: train them")
     budget: float = option(0.5, "fraction of the dense MACs that may remain")
@@ -127,11 +120,11 @@ def measure(config: BenchConfig) -> dict[str, Any]:
 
 def _tasks(config: BenchConfig) -> tuple[dict[str, Any], Any, dict[str, float]]:
     """The task in both precisions, the dense network, and what preparing costs."""
-    from experiments.stages import open_project
     from prune_env import PruningTask
-    from prune_env.measure.calibration import calibrate
-    from prune_env.measure.inference import Inference
-    from prune_env.surgery.ladder import Ladders
+    from prune_env.calibration.statistics import calibrate
+    from prune_env.experiments.stages.stages import open_project
+    from prune_env.quality.inference import Inference
+    from prune_env.repair.ladder import Ladders
 
     weights = dense_weights(config)
     project = open_project(run_config(config, weights))
@@ -180,7 +173,7 @@ def _agreement(tasks: Mapping[str, Any], seed: int) -> float:
     """Spearman's correlation of the KL of random plans, measured in the two precisions."""
     import numpy as np
 
-    from experiments.correlation import spearman
+    from prune_env.experiments.report.correlation import spearman
 
     plans = _plans(tasks["float32"], seed)
     first, second = (np.array([t.evaluate(kept).kl for kept in plans]) for t in tasks.values())

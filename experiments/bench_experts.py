@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiments.benches import command_of, markdown, note, publish, settings_of
-from experiments.config import main_guard, option, parse
+from prune_env.experiments.config.run import main_guard, option, parse
+from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
 
 if TYPE_CHECKING:
-    from prune_env.surgery.scorers import Evidence
+    from prune_env.criteria.scorers import Evidence
 
 RANDOM = "random"
 
@@ -57,16 +57,16 @@ def main(argv: Sequence[str]) -> int:
 
 def measure(config: ExpertsConfig) -> dict[str, Any]:
     """Cross-entropy and KL of the dense network and of every criterion at every number dropped."""
-    from experiments.presets import open_named
-    from experiments.project import Project
+    from prune_env.calibration.gradients import loss_gradients
+    from prune_env.calibration.statistics import calibrate
+    from prune_env.criteria.experts import experts_of
+    from prune_env.criteria.scorers import Evidence, score_groups
     from prune_env.errors import ConfigError
-    from prune_env.measure.batches import take_batches
-    from prune_env.measure.calibration import calibrate
-    from prune_env.measure.evaluators import ClassifierEvaluator
-    from prune_env.measure.gradients import loss_gradients
-    from prune_env.surgery.apply import Candidates
-    from prune_env.surgery.experts import experts_of
-    from prune_env.surgery.scorers import Evidence, score_groups
+    from prune_env.experiments.networks.presets import open_named
+    from prune_env.experiments.networks.project import Project
+    from prune_env.plan.cut import Candidates
+    from prune_env.quality.batches import take_batches
+    from prune_env.quality.evaluators import ClassifierEvaluator
 
     rows = config.calibration_rows
     # Any plan may be built: the budget only limits what the task itself would propose.

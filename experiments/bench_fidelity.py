@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benches import command_of, markdown, publish, settings_of
-from experiments.config import main_guard, parse
-from experiments.correlation import interval, spearman
-from experiments.fidelity import FidelityConfig, measure
+from prune_env.experiments.benches.fidelity import FidelityConfig, measure
+from prune_env.experiments.config.run import main_guard, parse
+from prune_env.experiments.report.correlation import interval, spearman
+from prune_env.experiments.report.publishing import command_of, markdown, publish, settings_of
 
 METRICS: dict[str, Callable[[Mapping[str, float]], float]] = {
     "accuracy": lambda measured: measured["accuracy"],

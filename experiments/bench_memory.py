@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
-from experiments.benches import command_of, markdown, note, publish, settings_of
-from experiments.config import main_guard, option, parse
+from prune_env.experiments.config.run import main_guard, option, parse
+from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
 
 LIMIT = 3
 """Times the bytes of the weights that may be taken, beside the largest covariance."""
@@ -93,8 +93,8 @@ def loaded(config: MemoryConfig, depth: int) -> dict[str, Any]:
 
 def laddered(config: MemoryConfig, depth: int) -> dict[str, Any]:
     """Peak of a process that also calibrates, scores and factorises."""
-    from prune_env.surgery.build import build_ladders
-    from prune_env.surgery.scorers import Evidence, score_groups
+    from prune_env.criteria.scorers import Evidence, score_groups
+    from prune_env.repair.build import build_ladders
 
     groups = _apart(discovered, config, depth)
     model, batches = _network(config, depth)
@@ -128,7 +128,7 @@ def _network(config: MemoryConfig, depth: int) -> Any:
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
-    from prune_env.measure.batches import Batch
+    from prune_env.quality.batches import Batch
     from prune_env.structure.inputs import call_model
 
     if config.threads:

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiments.bench_weights import WeightsConfig, load
-from experiments.benches import command_of, markdown, note, publish, settings_of
-from experiments.config import main_guard, option, parse
+from prune_env.experiments.bench_weights import WeightsConfig, load
+from prune_env.experiments.config.run import main_guard, option, parse
+from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
 
 if TYPE_CHECKING:
     from prune_env.structure.groups import PrunableGroup
@@ -67,13 +67,13 @@ def measure(config: NeuronsConfig) -> dict[str, Any]:
     """Perplexity of the dense network and of every case, order and repair."""
     import math
 
-    from prune_env.measure.calibration import calibrate
-    from prune_env.measure.evaluators import ClassifierEvaluator
+    from prune_env.calibration.statistics import calibrate
+    from prune_env.criteria.scorers import Evidence, score_groups
+    from prune_env.plan.cut import Candidates
+    from prune_env.quality.evaluators import ClassifierEvaluator
+    from prune_env.repair.ladder import Ladders
+    from prune_env.repair.repairs import repair_named
     from prune_env.structure.discover import find_groups
-    from prune_env.surgery.apply import Candidates
-    from prune_env.surgery.ladder import Ladders
-    from prune_env.surgery.repair import repair_named
-    from prune_env.surgery.scorers import Evidence, score_groups
 
     names = WeightsConfig.__dataclass_fields__
     dense, calibration, evaluation = load(

@@ -19,17 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.benches import (
-    command_of,
-    dense_weights,
-    markdown,
-    note,
-    publish,
-    run_config,
-    settings_of,
-    val_batches,
-)
-from experiments.config import main_guard, option, parse
+from prune_env.experiments.benches.subjects import dense_weights, run_config, val_batches
+from prune_env.experiments.config.run import main_guard, option, parse
+from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
 
 KEEPS = (0.75, 0.5, 0.3)
 """Fractions of every group's units that stay."""
@@ -41,7 +33,7 @@ ORDERS = ("l1", "obs")
 class RepairConfig:
     """Prune uniformly to 75, 50 and 30 %, repair in every way, measure."""
 
-    model: str = option("digits", "network, see experiments/models.py")
+    model: str = option("digits", "network, see experiments/networks/models.py")
     data: str = option("digits", "'digits', a path, or a name under $PRUNE_ENV_DATA")
     weights: str = option("", "file with the dense weights; empty: train them")
     calibration_samples: int = option(1000, "training images for the statistics of the repair")
@@ -73,11 +65,11 @@ def main(argv: Sequence[str]) -> int:
 
 def measure(config: RepairConfig) -> dict[str, Any]:
     """Accuracy and KL of every keep, order and repair, and of the dense network, on val."""
-    from experiments.stages import open_project
     from prune_env import PruningTask
+    from prune_env.experiments.stages.stages import open_project
     from prune_env.mdp.candidates import CandidateEvaluator
-    from prune_env.measure.evaluators import ClassifierEvaluator
-    from prune_env.surgery.repair import REPAIRS, repair_named
+    from prune_env.quality.evaluators import ClassifierEvaluator
+    from prune_env.repair.repairs import REPAIRS, repair_named
 
     weights = dense_weights(config)
     # Any plan may be built: the budget only limits what the task itself would propose.

@@ -17,16 +17,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from experiments.benches import command_of, markdown, note, publish, settings_of
-from experiments.config import main_guard, option, parse
+from prune_env.experiments.config.run import main_guard, option, parse
+from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from prune_env.measure.batches import Batch
-    from prune_env.measure.calibration import Calibration
-    from prune_env.surgery.ladder import Ladders
-    from prune_env.surgery.overlays import Overlay
+    from prune_env.calibration.statistics import Calibration
+    from prune_env.quality.batches import Batch
+    from prune_env.repair.ladder import Ladders
+    from prune_env.repair.overlays import Overlay
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def measure(config: WeightsConfig) -> dict[str, Any]:
     """Perplexity of the dense network and of every method at every sparsity."""
     import math
 
-    from prune_env.measure.calibration import calibrate
-    from prune_env.measure.evaluators import ClassifierEvaluator
+    from prune_env.calibration.statistics import calibrate
+    from prune_env.quality.evaluators import ClassifierEvaluator
     from prune_env.structure.weights import weight_groups
 
     dense, calibration, evaluation = load(config)
@@ -130,7 +130,7 @@ def load(config: WeightsConfig) -> tuple[nn.Module, list[Batch], list[Batch]]:
     """The dense network, calibration batches, evaluation batches."""
     import numpy as np
 
-    from experiments.pretrained import load_pretrained
+    from prune_env.experiments.networks.pretrained import load_pretrained
 
     dense = load_pretrained(config.model)
     with np.load(config.tokens) as tokens:
@@ -143,7 +143,7 @@ def _batches(ids: Any, config: WeightsConfig) -> list[Batch]:
     """Rows of token ids and, as targets, what follows each token."""
     import torch
 
-    from prune_env.measure.batches import Batch
+    from prune_env.quality.batches import Batch
 
     rows_BT: Tensor = torch.as_tensor(ids).long()
     after_BT = torch.nn.functional.pad(rows_BT[:, 1:], (0, 1), value=-100)
@@ -155,10 +155,10 @@ def pruned(
     dense: nn.Module, statistics: Calibration, method: Method, sparsities: Sequence[float]
 ) -> Iterator[tuple[float, float, nn.Module, float]]:
     """Sparsity asked for and reached, the network, and seconds it took (scoring in the first)."""
+    from prune_env.criteria.scorers import Evidence, score_groups
+    from prune_env.plan.cut import Candidates
+    from prune_env.repair.ladder import Ladders
     from prune_env.structure.weights import weight_groups
-    from prune_env.surgery.apply import Candidates
-    from prune_env.surgery.ladder import Ladders
-    from prune_env.surgery.scorers import Evidence, score_groups
 
     start = time.perf_counter()
     groups = weight_groups(dense, method.kind, levels_per_group=1000)
@@ -177,7 +177,7 @@ def pruned(
 
 
 def _overlays() -> Mapping[str, Overlay]:
-    from prune_env.surgery.overlays import least_squares, no_overlay
+    from prune_env.repair.overlays import least_squares, no_overlay
 
     def sweep(ladders: Ladders, kept: Mapping[str, int]) -> dict[str, Tensor]:
         return least_squares(_swept(ladders), kept)
@@ -187,7 +187,7 @@ def _overlays() -> Mapping[str, Overlay]:
 
 def _swept(ladders: Ladders) -> Ladders:
     """The same ladders, solved by one sweep over the columns as SparseGPT does."""
-    from prune_env.surgery.masked_squares import MaskedSolver, column_sweep
+    from prune_env.repair.masked_squares import MaskedSolver, column_sweep
 
     solvers = {
         name: tuple(

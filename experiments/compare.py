@@ -13,9 +13,9 @@ import json
 import sys
 from collections.abc import Sequence
 
-from experiments.benches import command_of
-from experiments.compare_config import CompareConfig
-from experiments.config import main_guard, parse
+from prune_env.experiments.config.compare import CompareConfig
+from prune_env.experiments.config.run import main_guard, parse
+from prune_env.experiments.report.publishing import command_of
 
 ONE_BUDGET = "--budget"
 """What --budgets was called when there was one."""
@@ -28,8 +28,13 @@ def main(argv: Sequence[str]) -> int:
     argv = [word.replace(ONE_BUDGET, "--budgets") if _is_old(word) else word for word in argv]
     config = parse(CompareConfig, argv, prog="python -m experiments.compare")
     # torch comes with these; --help must not wait for that
-    from experiments.comparison import figures, publish_comparison, tables, write_comparison
-    from experiments.searching import compare
+    from prune_env.experiments.report.comparison import (
+        figures,
+        publish_comparison,
+        tables,
+        write_comparison,
+    )
+    from prune_env.experiments.sweeps.searching import compare
 
     results = compare(config, command)
     page = write_comparison(results, config.folder)

@@ -29,11 +29,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.cli import main_guard, parse
-from experiments.config import option
-from experiments.fuzz_doors import DOORS, Attempt, Door
-from experiments.progress import progress
 from prune_env.errors import ConfigError, PruneEnvError
+from prune_env.experiments.benches.fuzz_doors import DOORS, Attempt, Door
+from prune_env.experiments.config.cli import main_guard, parse
+from prune_env.experiments.config.run import option
+from prune_env.experiments.report.progress import progress
 from prune_env.storage import read_json, write_json, write_text
 
 CHUNK = 1000

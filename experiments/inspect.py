@@ -1,6 +1,6 @@
 """What could be pruned in a network, and why the rest could not.
 
-python -m experiments.inspect                       (every network of experiments/models.py)
+python -m experiments.inspect                       (all of experiments/networks/models.py)
 python -m experiments.inspect --model resnet20,vgg16_bn
 python -m experiments.inspect --task mypackage.mymodule:make_task
 python -m experiments.inspect --zoo                 (of transformers and torchvision, if there)
@@ -14,15 +14,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.cli import main_guard, parse
-from experiments.config import option
+from prune_env.experiments.config.cli import main_guard, parse
+from prune_env.experiments.config.run import option
 
 
 @dataclass(frozen=True)
 class InspectConfig:
     """Print the groups of networks: units, share of MACs, and the reason of what is frozen."""
 
-    model: tuple[str, ...] = option((), "networks of experiments/models.py, or all")
+    model: tuple[str, ...] = option((), "networks of experiments/networks/models.py, or all")
     task: str = option("", "a task by name, or package.module:make_task")
     zoo: bool = option(False, "architectures of transformers and torchvision, random weights")
     only: str = option("", "of these, only names that contain this")
@@ -41,7 +41,10 @@ def main(argv: Sequence[str]) -> int:
     config = parse(InspectConfig, argv, prog="python -m experiments.inspect")
     if config.hf_config:
         return _price(config)
-    from experiments.discovery import found_line, inspect_all  # torch comes with it
+    from prune_env.experiments.benches.discovery import (  # torch comes with it
+        found_line,
+        inspect_all,
+    )
 
     found = []
     for entry in inspect_all(config):
@@ -58,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _price(config: InspectConfig) -> int:
-    from experiments.pricing import price, price_text
+    from prune_env.experiments.networks.pricing import price, price_text
 
     found = price(config.hf_config, length=config.length, dtype=config.dtype)
     print(price_text(found))

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.benches import command_of, publish
-from experiments.cli import main_guard, parse
-from experiments.config import option
+from prune_env.experiments.config.cli import main_guard, parse
+from prune_env.experiments.config.run import option
+from prune_env.experiments.report.publishing import command_of, publish
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 GONE = 20.0
@@ -97,8 +97,8 @@ class Countdown:
 def main(argv: Sequence[str]) -> int:
     """Kill what is left to kill, print the table; 1 if a kill changed a result."""
     config = parse(KillsConfig, argv, prog="python -m experiments.kills")
-    from experiments.kill_jobs import JOBS
     from prune_env.errors import look_up
+    from prune_env.experiments.benches.kill_jobs import JOBS
 
     jobs = {name: look_up("command", name, JOBS).work for name in config.jobs or JOBS}
     verdicts = killed(config, jobs)
@@ -113,8 +113,8 @@ def killed(config: KillsConfig, jobs: dict[str, Callable[[Path], None]]) -> list
     """A verdict for every kill, from the file of an earlier call where it is known."""
     import torch
 
-    import agents.optuna_search
-    import agents.sb3  # noqa: F401 (once, before processes are forked)
+    import prune_env.agents.optuna_search
+    import prune_env.agents.sb3  # noqa: F401 (once, before processes are forked)
 
     torch.set_num_threads(1)
     runs = config.runs.absolute()
@@ -230,7 +230,7 @@ def gone(group: int) -> bool:
 
 
 def _left(folder: Path) -> dict[str, Any]:
-    from experiments.kill_jobs import left_behind
+    from prune_env.experiments.benches.kill_jobs import left_behind
 
     text = json.dumps(left_behind(folder), sort_keys=True)
     found: dict[str, Any] = json.loads(text.replace(str(folder), "FOLDER"))

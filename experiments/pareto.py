@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benches import command_of, publish
-from experiments.config import main_guard, parse
-from experiments.pareto_config import ParetoConfig
+from prune_env.experiments.config.pareto import ParetoConfig
+from prune_env.experiments.config.run import main_guard, parse
+from prune_env.experiments.report.publishing import command_of, publish
 
 PAGE = "pareto"
 
@@ -27,9 +27,9 @@ def main(argv: Sequence[str]) -> int:
     """Run what is missing, write the page and print its figures; returns the exit status."""
     config = parse(ParetoConfig, argv, prog="python -m experiments.pareto")
     # torch comes with these; --help must not wait for that
-    from experiments.comparison import markdown_of
-    from experiments.front import blocks_of
-    from experiments.page import Code, write_page, write_pictures
+    from prune_env.experiments.report.comparison import markdown_of
+    from prune_env.experiments.report.page import Code, write_page, write_pictures
+    from prune_env.experiments.sweeps.front import blocks_of
 
     command = command_of("pareto", argv)
     results = compared(config, command)
@@ -50,12 +50,12 @@ def compared(config: ParetoConfig, command: str) -> dict[str, Any]:
     Raises:
         PruneEnvError: an unknown task or searcher, an unreachable budget, or a search that fails.
     """
-    from experiments.checks import check_comparison
-    from experiments.compare_job import Job, run_job
-    from experiments.compare_task import facts_of
-    from experiments.front import MANY, POLICY, SINGLE, ratios, rows_of, verdict
-    from experiments.many import Many, run_many
-    from experiments.parallel import mapped
+    from prune_env.experiments.sweeps.checks import check_comparison
+    from prune_env.experiments.sweeps.compare_job import Job, run_job
+    from prune_env.experiments.sweeps.compare_task import facts_of
+    from prune_env.experiments.sweeps.front import MANY, POLICY, SINGLE, ratios, rows_of, verdict
+    from prune_env.experiments.sweeps.many import Many, run_many
+    from prune_env.experiments.sweeps.parallel import mapped
 
     check_comparison(config, config.agent)
     wide = config.wide

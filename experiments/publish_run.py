@@ -15,13 +15,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from experiments.benches import markdown, publish
-from experiments.config import main_guard
-from experiments.findings import verdict
-from experiments.formats import cost_name, percent, plain
-from experiments.quality import yardstick_of
-from experiments.tables import main_table, search_table
 from prune_env.errors import RunError
+from prune_env.experiments.config.run import main_guard
+from prune_env.experiments.report.findings import verdict
+from prune_env.experiments.report.formats import cost_name, percent, plain
+from prune_env.experiments.report.publishing import markdown, publish
+from prune_env.experiments.report.quality import yardstick_of
+from prune_env.experiments.report.tables import main_table, search_table
 
 Results = Mapping[str, Any]
 USAGE = (

@@ -14,20 +14,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.config import RunConfig, main_guard, parse
+from prune_env.experiments.config.run import RunConfig, main_guard, parse
 
 if TYPE_CHECKING:
-    from experiments.project import Project
     from prune_env import PruningTask
+    from prune_env.experiments.networks.project import Project
 
 
 @main_guard
 def main(argv: Sequence[str]) -> int:
     """Run all stages; returns the exit status."""
     config = parse(RunConfig, argv, prog="python -m experiments.run", description=__doc__ or "")
-    from experiments.checks import check_run  # imports torch, which --help must not wait for
-    from experiments.directory import open_run
-    from experiments.report import format_table, write_report
+    from prune_env.experiments.report.report import format_table, write_report
+    from prune_env.experiments.stages.directory import open_run
+    from prune_env.experiments.sweeps.checks import (
+        check_run,  # imports torch, which --help must not wait for
+    )
     from prune_env.locks import locked
 
     check_run(config)
@@ -47,7 +49,7 @@ def opened(config: RunConfig) -> Project | PruningTask:
     """What the config works on; the dense network is trained if need be."""
     import torch
 
-    from experiments import stages
+    from prune_env.experiments.stages import stages
 
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -63,9 +65,9 @@ def run(
     config: RunConfig, project: Project | PruningTask, folder: Path, command: str
 ) -> dict[str, Any]:
     """All stages but the pages; returns what report.py is made of, also in results.json."""
-    from experiments import stages
-    from experiments.quality import ACCURACY
     from prune_env import PruningTask
+    from prune_env.experiments.report.quality import ACCURACY
+    from prune_env.experiments.stages import stages
 
     task = project if isinstance(project, PruningTask) else project.task
     yardstick = ACCURACY if isinstance(project, PruningTask) else project.yardstick
@@ -105,8 +107,8 @@ def run(
 def _log(config: RunConfig, folder: Path, task: Any, name: str, baselines: dict[str, Any]) -> Any:
     if not config.tensorboard:
         return None
-    from agents.callbacks import TensorBoardLog
-    from experiments.directory import identity
+    from prune_env.agents.callbacks import TensorBoardLog
+    from prune_env.experiments.stages.directory import identity
 
     facts = {**identity(config), "searcher": name}
     return TensorBoardLog(folder / "tensorboard" / name, task, baselines, facts)
@@ -120,8 +122,8 @@ def _results(
     command: str,
     note: str,
 ) -> dict[str, Any]:
-    from experiments import stages
-    from experiments.directory import identity
+    from prune_env.experiments.stages import stages
+    from prune_env.experiments.stages.directory import identity
 
     shares = {name: task.costs.share(number) for number, name in enumerate(task.costs.names)}
     groups = [
@@ -149,13 +151,13 @@ def _results(
 
 def summary(config: RunConfig, results: dict[str, Any]) -> dict[str, Any]:
     """The figures and the settings that made them, for the last line of output."""
-    from experiments.quality import yardstick_of
+    from prune_env.experiments.report.quality import yardstick_of
 
     key = yardstick_of(results).key
     keys = (key("before"), key("after"), "kl", "macs_ratio", "params_ratio", "evaluations")
     figures = {row["name"]: {key: row[key] for key in keys} for row in results["rows"]}
     dense = {key("test"): results["dense"].get(key("test"))}
-    from experiments.directory import identity
+    from prune_env.experiments.stages.directory import identity
 
     return {"dense": dense, **figures, "settings": identity(config)}
 

@@ -28,8 +28,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from experiments.cli import main_guard
 from prune_env.errors import RunError
+from prune_env.experiments.config.cli import main_guard
 
 USAGE = "usage: python -m experiments.screenshots RUN_DIRECTORY [OUT]"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

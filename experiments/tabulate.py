@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benches import command_of
-from experiments.config import main_guard
+from prune_env.experiments.config.run import main_guard
+from prune_env.experiments.report.publishing import command_of
 
 Results = Mapping[str, Any]
 
@@ -27,9 +27,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("folders", nargs="+", type=Path, help="of finished comparisons")
     parser.add_argument("--out", default="", help="path without suffix; empty: only print")
     asked = parser.parse_args(argv)
-    from experiments.comparison import markdown_of
-    from experiments.merged import blocks_of, figures_of
-    from experiments.page import write_pictures
+    from prune_env.experiments.report.comparison import markdown_of
+    from prune_env.experiments.report.merged import blocks_of, figures_of
+    from prune_env.experiments.report.page import write_pictures
     from prune_env.storage import write_text
 
     results = [_read(folder) for folder in dict.fromkeys(asked.folders)]

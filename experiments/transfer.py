@@ -18,9 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.benches import command_of, publish
-from experiments.config import main_guard, parse
-from experiments.transfer_config import TransferConfig, named_in_full
+from prune_env.experiments.config.run import main_guard, parse
+from prune_env.experiments.config.transfer import TransferConfig, named_in_full
+from prune_env.experiments.report.publishing import command_of, publish
 
 
 @main_guard
@@ -29,9 +29,9 @@ def main(argv: Sequence[str]) -> int:
     command = command_of("transfer", argv)
     config = parse(TransferConfig, named_in_full(argv), prog="python -m experiments.transfer")
     # torch comes with these; --help must not wait for that
-    from experiments.comparison import markdown_of
-    from experiments.page import Code, write_page
-    from experiments.transfer_page import blocks_of
+    from prune_env.experiments.report.comparison import markdown_of
+    from prune_env.experiments.report.page import Code, write_page
+    from prune_env.experiments.sweeps.transfer_page import blocks_of
 
     results = compared(config, command)
     title, blocks = f"A policy moved to {results['title']}", blocks_of(results)
@@ -49,13 +49,13 @@ def compared(config: TransferConfig, command: str) -> dict[str, Any]:
         PruneEnvError: an unknown task or searcher, an unreachable budget, a policy that does not
             fit, or a search that fails.
     """
-    from experiments.checks import check_comparison
-    from experiments.compare_job import run_job
-    from experiments.compare_task import facts_of
-    from experiments.parallel import mapped
-    from experiments.pareto import require_found
-    from experiments.transfer_page import rows_of, verdict
-    from experiments.transferred import Transfer, policy_of, run_transfer
+    from prune_env.experiments.pareto import require_found
+    from prune_env.experiments.sweeps.checks import check_comparison
+    from prune_env.experiments.sweeps.compare_job import run_job
+    from prune_env.experiments.sweeps.compare_task import facts_of
+    from prune_env.experiments.sweeps.parallel import mapped
+    from prune_env.experiments.sweeps.transfer_page import rows_of, verdict
+    from prune_env.experiments.sweeps.transferred import Transfer, policy_of, run_transfer
 
     target, agent = config.target(), config.agent
     check_comparison(config, agent)
@@ -87,7 +87,7 @@ def compared(config: TransferConfig, command: str) -> dict[str, Any]:
 
 def _sources(config: TransferConfig) -> list[Any]:
     """The searches that make the policies; none where one is given."""
-    from experiments.compare_job import Job
+    from prune_env.experiments.sweeps.compare_job import Job
 
     if not config.source:
         return []
@@ -101,7 +101,7 @@ def _sources(config: TransferConfig) -> list[Any]:
 
 def _searches(config: TransferConfig, policies: Sequence[str]) -> list[Any]:
     """What is run on the target beside the policies: those that go on from them come last."""
-    from experiments.compare_job import Job
+    from prune_env.experiments.sweeps.compare_job import Job
 
     target, seeds = config.target(), range(config.seeds if config.further else 0)
     afresh = [Job(target, b, config.agent, seed) for b in config.budgets for seed in seeds]

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prune_env.costs.model import CostBuilder, CostModel
 from prune_env.mdp.candidates import TaskOptions
-from prune_env.mdp.ledger import Ledger
 from prune_env.mdp.leftover import leftover_named
 from prune_env.mdp.task import PruningTask
-from prune_env.measure.costs import CostBuilder, CostModel
-from prune_env.measure.evaluators import Metrics
+from prune_env.quality.evaluators import Metrics
+from prune_env.search.ledger import Ledger
 from prune_env.structure.groups import Axis, PrunableGroup, Span
 from prune_env.structure.inputs import Inputs
 

@@ -12,12 +12,12 @@ from hand import HAND, by_hand
 from torch import Tensor, nn
 from toys import NAMES, toy
 
-from prune_env.measure.batches import Batch
-from prune_env.measure.calibration import Calibration, calibrate
+from prune_env.calibration.statistics import Calibration, calibrate
+from prune_env.plan.plan import rank_units
+from prune_env.quality.batches import Batch
+from prune_env.repair.ladder import Ladders
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import Inputs, call_model, map_tensors
-from prune_env.surgery.ladder import Ladders
-from prune_env.surgery.plan import rank_units
 from prune_env.testing import toy_inputs
 
 ALL = [*NAMES, *sorted(HAND)]

@@ -20,12 +20,12 @@ from toys import close, identical, outputs, snapshot
 from prune_env.deploy.bundle import load, save
 from prune_env.mdp.env import PruneEnv
 from prune_env.mdp.task import PruningTask
-from prune_env.measure.outputs import Output
+from prune_env.plan.cut import compact, masked
+from prune_env.plan.delivery import apply
+from prune_env.plan.plan import PruningPlan
+from prune_env.quality.outputs import Output
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import Inputs, call_model
-from prune_env.surgery.apply import compact, masked
-from prune_env.surgery.delivery import apply
-from prune_env.surgery.plan import PruningPlan
 
 Data = Sequence[tuple[Inputs, Tensor]]
 BATCH, BATCHES = 8, 4

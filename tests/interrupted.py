@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from agents.search import JOURNAL, SearchResult, run_search
 from prune_env.mdp.task import PruningTask
+from prune_env.search.searchers import JOURNAL, SearchResult, run_search
 
 Make = Callable[[], PruningTask]
 EVALUATIONS = 10

@@ -14,19 +14,19 @@ from hand import HAND, by_hand
 from torch import nn
 from toys import NAMES, snapshot, toy
 
-from agents.search import run_search
-from experiments.config import RunConfig
-from experiments.directory import once, open_run
+from prune_env.criteria.elementwise import score_units
 from prune_env.deploy.bundle import WEIGHTS, load, save
 from prune_env.errors import GroupError, PruneEnvError
-from prune_env.measure.batches import Batch
+from prune_env.experiments.config.run import RunConfig
+from prune_env.experiments.stages.directory import once, open_run
+from prune_env.plan.cut import compact
+from prune_env.plan.ladder_file import load_ladders, save_ladders
+from prune_env.plan.plan import PruningPlan, rank_units
+from prune_env.quality.batches import Batch
 from prune_env.recovery.finetune import FinetuneSettings, finetune
+from prune_env.repair.build import build_ladders
+from prune_env.search.searchers import run_search
 from prune_env.structure.weights import weight_groups
-from prune_env.surgery.apply import compact
-from prune_env.surgery.build import build_ladders
-from prune_env.surgery.criteria import score_units
-from prune_env.surgery.ladder_file import load_ladders, save_ladders
-from prune_env.surgery.plan import PruningPlan, rank_units
 from prune_env.tasks.cache import cached_tensors
 from prune_env.testing import toy_task
 

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents import sb3
-from agents.account import Account
-from agents.lanes import absolute, at_the_end
-from agents.screening import beside_best, screened
-from agents.search import searcher_named
-from experiments import ablation, compare
-from experiments import variants as parts
-from experiments.ablation import AblationConfig, rows_of
-from experiments.variants import HERE, variants
 from prune_env import Ledger
+from prune_env.agents import sb3
+from prune_env.agents.lanes import absolute, at_the_end
+from prune_env.experiments import ablation, compare
+from prune_env.experiments.ablation import AblationConfig, rows_of
+from prune_env.experiments.sweeps import variants as parts
+from prune_env.experiments.sweeps.variants import HERE, variants
 from prune_env.mdp.leftover import leave
 from prune_env.mdp.rewards import accuracy
 from prune_env.mdp.task import PruningTask
+from prune_env.search.account import Account
+from prune_env.search.screening import beside_best, screened
+from prune_env.search.searchers import searcher_named
 from prune_env.testing import check_searcher, toy_task
 
 TARGETS = [0.2, 0.5, 0.6, 0.3]

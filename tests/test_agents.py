@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import idle
 
-from agents.search import SEARCHERS, run_search, searcher_named
-from agents.settings import SETTINGS, settings
 from prune_env import Ledger, PruningTask
+from prune_env.agents.settings import SETTINGS, settings
 from prune_env.errors import ConfigError, RunError
 from prune_env.mdp.rewards import Outcome
+from prune_env.search.searchers import SEARCHERS, run_search, searcher_named
 from prune_env.storage import read_json
 from prune_env.testing import check_searcher, toy_task
 
@@ -74,7 +74,7 @@ def test_a_search_does_not_depend_on_the_random_states() -> None:
 
 
 def test_the_list_of_names_costs_no_heavy_import() -> None:
-    code = "import sys, agents.search; assert 'stable_baselines3' not in sys.modules"
+    code = "import sys, prune_env.search.searchers; assert 'stable_baselines3' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
@@ -208,10 +208,10 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_policies_are_kept_on_the_way_and_the_last_one_gives_the_last_plan(tmp_path: Path) -> None:
-    from agents.account import Account, Measured
-    from agents.allocators import best_prior
-    from agents.lanes import Walks
-    from agents.sb3 import load_policy, plan_by
+    from prune_env.agents.lanes import Walks
+    from prune_env.agents.sb3 import load_policy, plan_by
+    from prune_env.search.account import Account, Measured
+    from prune_env.search.allocators import best_prior
 
     task, seen = toy_task(budget=0.6), []
 

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.allocators import PATHS, best_prior, measured_path, plan_of
-from agents.evolution import evolve, mutated
-from agents.search import run_search
 from prune_env import Ledger, PruningTask
-from prune_env.measure.evaluators import Metrics
+from prune_env.quality.evaluators import Metrics
+from prune_env.search.allocators import PATHS, best_prior, measured_path, plan_of
+from prune_env.search.evolution import evolve, mutated
+from prune_env.search.searchers import run_search
 from prune_env.testing import toy_task
 
 WEIGHTS = (1.0, 4.0, 0.5, 2.0)

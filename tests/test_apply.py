@@ -16,13 +16,13 @@ from toys import identical, snapshot
 
 from prune_env import apply
 from prune_env.errors import ConfigError, DataError, ModelError, PlanError
-from prune_env.measure.batches import Batch
+from prune_env.plan.cut import compact
+from prune_env.plan.plan import PruningPlan
+from prune_env.plan.recipe import Recipe
+from prune_env.quality.batches import Batch
+from prune_env.repair.overlays import least_squares
+from prune_env.repair.repairs import Repair, reestimate_batchnorm
 from prune_env.structure.discover import find_groups
-from prune_env.surgery.apply import compact
-from prune_env.surgery.overlays import least_squares
-from prune_env.surgery.plan import PruningPlan
-from prune_env.surgery.recipe import Recipe
-from prune_env.surgery.repair import Repair, reestimate_batchnorm
 from prune_env.testing import toy_inputs, toy_model
 
 

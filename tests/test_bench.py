@@ -12,11 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import bench_fidelity, bench_repair
-from experiments.benches import publish
-from experiments.correlation import interval, ranks, spearman
-from experiments.fidelity import FidelityConfig, append_journal, measure, read_journal
 from prune_env.errors import ConfigError
+from prune_env.experiments import bench_fidelity, bench_repair
+from prune_env.experiments.benches.fidelity import (
+    FidelityConfig,
+    append_journal,
+    measure,
+    read_journal,
+)
+from prune_env.experiments.report.correlation import interval, ranks, spearman
+from prune_env.experiments.report.publishing import publish
 
 DENSE = ["--dense-epochs", "1", "--dense-samples", "300", "--val-samples", "60"]
 FIDELITY = [
@@ -131,7 +136,7 @@ def test_bench_repair_runs_and_repairs(
     def retrained(*_: Any) -> None:
         raise AssertionError("the dense network was there")
 
-    monkeypatch.setattr("experiments.benches._train", retrained)
+    monkeypatch.setattr("prune_env.experiments.benches.subjects._train", retrained)
     assert figures_of(bench_repair.main, argv, capsys)["rows"] == first["rows"]
 
 

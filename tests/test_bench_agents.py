@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from agents.account import Practised
-from agents.lanes import Plans, Walks
-from experiments import bench_agents
-from experiments.bench_agents import PARTS, AgentsConfig, Split, measure, watched
 from prune_env import Ledger
-from prune_env.mdp.ledger import Exhausted
+from prune_env.agents.lanes import Plans, Walks
+from prune_env.experiments import bench_agents
+from prune_env.experiments.bench_agents import PARTS, AgentsConfig, Split, measure, watched
 from prune_env.mdp.task import PruningTask
+from prune_env.search.account import Practised
+from prune_env.search.ledger import Exhausted
 from prune_env.testing import toy_task
 
 BUSY = 0.02

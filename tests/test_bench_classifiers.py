@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 from test_report import results
 
-from experiments import bench_classifiers, presets, publish_run
-from experiments.bench_classifiers import kept_units, rules_of
-from experiments.formats import percent
-from experiments.presets import sentence_project
-from experiments.project import Project
-from experiments.texts import load_sentences
 from prune_env import FinetuneSettings, find_groups
 from prune_env.errors import ConfigError
+from prune_env.experiments import bench_classifiers, publish_run
+from prune_env.experiments.bench_classifiers import kept_units, rules_of
+from prune_env.experiments.data.texts import load_sentences
+from prune_env.experiments.networks import presets
+from prune_env.experiments.networks.presets import sentence_project
+from prune_env.experiments.networks.project import Project
+from prune_env.experiments.report.formats import percent
 from prune_env.testing import toy_inputs, toy_model
 
 SMALL = {
@@ -44,7 +45,7 @@ def test_a_classifier_is_pruned_tuned_and_measured_again_from_its_checkpoint(
 ) -> None:
     monkeypatch.setenv("PRUNE_ENV_CACHE", str(tmp_path / "cache"))
     write_sentences(tmp_path)
-    monkeypatch.setitem(presets.PRESETS, "s", "experiments.presets:s")
+    monkeypatch.setitem(presets.PRESETS, "s", "prune_env.experiments.networks.presets:s")
     monkeypatch.setattr(presets, "s", partial(small_project, tmp_path), raising=False)
     argv = ["--task", "s", "--calibration-samples", "50"]
     argv += ["--tune-seeds", "0,1", "--runs", str(tmp_path), "--out", str(tmp_path / "found")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.bench_delivery import DeliveryConfig, main, measure, page
+from prune_env.experiments.bench_delivery import DeliveryConfig, main, measure, page
 
 
 @pytest.mark.long

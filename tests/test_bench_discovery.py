@@ -12,9 +12,9 @@ from delivered import episode, labelled, require_delivered
 from torch import nn
 from zoo import Wrapped, image
 
-from experiments.bench_discovery import examined, figures_of, laws_hold, main, page
-from experiments.zoo import TIMM, VISION, ZOO
 from prune_env.errors import ConfigError
+from prune_env.experiments.bench_discovery import examined, figures_of, laws_hold, main, page
+from prune_env.experiments.networks.zoo import TIMM, VISION, ZOO
 
 OTHERS = [f"tv-{name}" for name in VISION] + [f"timm-{name}" for name in TIMM]
 BIG = {"tv-vgg11", "tv-resnext50_32x4d", "tv-convnext_tiny"}

@@ -22,14 +22,14 @@ from prune_env.attention.backends import Visible, auto, flex, flex_with, gather,
 from prune_env.attention.checks import require_length, require_sparse
 from prune_env.attention.density import block_macs, density_groups, follow_heads
 from prune_env.attention.layout import BlockLayout, layout_of
+from prune_env.costs.model import CostModel
 from prune_env.errors import ConfigError, GroupError, ModelError, PruneEnvError
-from prune_env.measure.costs import CostModel
+from prune_env.plan.cut import compact
+from prune_env.plan.cut import masked as masked_model
+from prune_env.plan.plan import PruningPlan
 from prune_env.structure.discover import find_groups
 from prune_env.structure.options import constrain
 from prune_env.structure.skip import is_cache
-from prune_env.surgery.apply import compact
-from prune_env.surgery.apply import masked as masked_model
-from prune_env.surgery.plan import PruningPlan
 
 FULL = {"random": 99}
 """More random blocks than there are: everything is kept."""

@@ -26,11 +26,11 @@ from prune_env.deploy.bundle import (
     size_on_disk,
 )
 from prune_env.errors import ModelError, PlanError, RunError
+from prune_env.plan.cut import compact
+from prune_env.plan.plan import PruningPlan
 from prune_env.recovery.masks import KeepMasks
 from prune_env.storage import load_described, read_json, save_tensors
 from prune_env.structure.weights import weight_groups
-from prune_env.surgery.apply import compact
-from prune_env.surgery.plan import PruningPlan
 from prune_env.testing import TOYS, toy_inputs, toy_model
 
 

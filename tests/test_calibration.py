@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from toys import identical, snapshot
 from zoo import Fn, StandardisedConv, TiedWeights, Wrapped, image, tokens
 
+from prune_env.calibration import statistics as module_under_test
+from prune_env.calibration.columns import columns_of, flattened, has_columns
+from prune_env.calibration.statistics import Calibration, calibrate
 from prune_env.errors import DataError, ModelError
-from prune_env.measure import calibration as module_under_test
-from prune_env.measure.calibration import Calibration, calibrate
-from prune_env.measure.columns import columns_of, flattened, has_columns
-from prune_env.measure.fingerprint import digest, fingerprint
+from prune_env.fingerprint import digest, fingerprint
 from prune_env.structure.discover import find_groups
 from prune_env.testing import conv
 

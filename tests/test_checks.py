@@ -13,7 +13,7 @@ from prune_env.checks import check_fields, whole
 from prune_env.errors import BudgetError, ConfigError, GroupError, PruneEnvError
 from prune_env.mdp.candidates import TaskOptions
 from prune_env.mdp.options import CHECKS, ELSEWHERE
-from prune_env.surgery.repair import Repair
+from prune_env.repair.repairs import Repair
 
 FIELDS = [field.name for field in dataclasses.fields(TaskOptions)]
 WRONG: list[Any] = [

@@ -14,25 +14,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents.search import SEARCHERS
-from experiments import compare_task, searching, tabulate
-from experiments.aggregates import (
+from prune_env import Ledger
+from prune_env.errors import ConfigError
+from prune_env.experiments import tabulate
+from prune_env.experiments.compare import main
+from prune_env.experiments.config.compare import CompareConfig
+from prune_env.experiments.report.aggregates import (
     RESAMPLES,
     chance_below,
     improvement,
     interquartile_mean,
     iqm_over,
 )
-from experiments.compare import main
-from experiments.compare_config import CompareConfig
-from experiments.curves import common_time, compared, curve_of
-from experiments.overall import Overall, overall, overall_table
-from experiments.summaries import Summary, nats, spread_of, summarise, summary_table
-from prune_env import Ledger
-from prune_env.errors import ConfigError
+from prune_env.experiments.report.curves import common_time, compared, curve_of
+from prune_env.experiments.report.overall import Overall, overall, overall_table
+from prune_env.experiments.report.summaries import (
+    Summary,
+    nats,
+    spread_of,
+    summarise,
+    summary_table,
+)
+from prune_env.experiments.sweeps import compare_task, searching
 from prune_env.mdp.rewards import Outcome, improved
 from prune_env.mdp.task import PruningTask
-from prune_env.measure.evaluators import Metrics
+from prune_env.quality.evaluators import Metrics
+from prune_env.search.searchers import SEARCHERS
 from prune_env.testing import toy_task
 
 EVALUATIONS = 12

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from toys import NAMES, counted_macs, toy
 
+from prune_env.costs.model import METRICS, CostModel
+from prune_env.costs.table import format_groups, prunable_share
 from prune_env.errors import BudgetError, GroupError
-from prune_env.measure.costs import METRICS, CostModel
-from prune_env.measure.table import format_groups, prunable_share
+from prune_env.plan.cut import compact
+from prune_env.plan.plan import PruningPlan
 from prune_env.structure.groups import Axis, PrunableGroup, Span
 from prune_env.structure.patterns import Unstructured
-from prune_env.surgery.apply import compact
-from prune_env.surgery.plan import PruningPlan
 from prune_env.testing import toy_inputs, toy_model
 
 

@@ -12,11 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from toys import NAMES, toy
 
+from prune_env.calibration.gradients import loss_gradients
+from prune_env.criteria.elementwise import (
+    CRITERIA,
+    Context,
+    Criterion,
+    geometric_median,
+    score_units,
+)
 from prune_env.errors import ConfigError, GroupError, ModelError
-from prune_env.measure.batches import Batch
-from prune_env.measure.gradients import loss_gradients
+from prune_env.quality.batches import Batch
 from prune_env.structure.groups import Axis, PrunableGroup, Span
-from prune_env.surgery.criteria import CRITERIA, Context, Criterion, geometric_median, score_units
 
 
 class Plain(nn.Module):

@@ -13,17 +13,17 @@ from torch import nn
 from toys import NAMES, close, counted_macs, counted_size, identical, outputs, snapshot, toy
 from zoo import NASTY, Wrapped, image
 
+from prune_env.costs.model import CostModel
+from prune_env.costs.table import format_groups, prunable_share
 from prune_env.errors import ModelError
-from prune_env.measure.costs import CostModel
-from prune_env.measure.table import format_groups, prunable_share
+from prune_env.plan.cut import compact, masked
+from prune_env.plan.plan import PruningPlan
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup, Table
 from prune_env.structure.inputs import Inputs
 from prune_env.structure.rewrite import tensors_of
 from prune_env.structure.scenes import Scene
 from prune_env.structure.verify import verify
-from prune_env.surgery.apply import compact, masked
-from prune_env.surgery.plan import PruningPlan
 from prune_env.testing import TOYS, toy_inputs, toy_model
 
 OUTPUT = "tied to the output"

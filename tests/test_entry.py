@@ -24,7 +24,7 @@ from prune_env import (
     save,
 )
 from prune_env.errors import GroupError, ModelError, PlanError
-from prune_env.surgery.apply import masked
+from prune_env.plan.cut import masked
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 DATA = [(X, torch.arange(4))] * 4

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prune_env.errors import DataError, ModelError
-from prune_env.measure.batches import Batch
-from prune_env.measure.evaluators import ClassifierEvaluator, Metrics
+from prune_env.quality.batches import Batch
+from prune_env.quality.evaluators import ClassifierEvaluator, Metrics
 from prune_env.testing import toy_inputs, toy_model
 
 

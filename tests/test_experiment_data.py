@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiments import data
-from experiments.data import CropFlip, ImageSet, load_splits, loader
 from prune_env.errors import DataError
+from prune_env.experiments.data import splits as data
+from prune_env.experiments.data.splits import CropFlip, ImageSet, load_splits, loader
 from prune_env.tasks.digits import load_digits
 
 COUNTS = {"train": 20, "val": 6, "test": 8}
@@ -132,7 +132,7 @@ def test_decoded_images_are_cached_until_a_file_changes(
     path = WRITERS[kind](tmp_path)
     first = load_splits(path, seed=0)
     with monkeypatch.context() as patch:
-        for module in ("experiments.readers", "experiments.parquet"):
+        for module in ("prune_env.experiments.data.readers", "prune_env.experiments.data.parquet"):
             patch.setattr(f"{module}.decode", None)
         assert torch.equal(load_splits(path, seed=0).train.images, first.train.images)
     if kind == "folder":

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.models import MODELS, build_model, load_weights
-from experiments.nets import PadShortcut
 from prune_env.errors import ConfigError, ModelError, RunError
+from prune_env.experiments.networks.models import MODELS, build_model, load_weights
+from prune_env.experiments.networks.nets import PadShortcut
 from prune_env.storage import save_tensors
 
 # Parameters published for CIFAR-10 (ResNets: He et al. 2016, table 6, rounded there).

@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments import bench_experts
-from experiments.project import Project
-from experiments.tokens import TokenBatches
 from prune_env import PruningTask
+from prune_env.calibration.routing import Routing, measure_routing
+from prune_env.calibration.statistics import calibrate
+from prune_env.criteria.experts import EXPERT_CRITERIA, experts_of, frequency, reap
+from prune_env.criteria.scorers import SCORERS, Evidence, score_groups
 from prune_env.errors import DataError, ModelError
-from prune_env.measure.batches import Batch
-from prune_env.measure.calibration import calibrate
-from prune_env.measure.routing import Routing, measure_routing
+from prune_env.experiments import bench_experts
+from prune_env.experiments.data.tokens import TokenBatches
+from prune_env.experiments.networks.project import Project
+from prune_env.quality.batches import Batch
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup
-from prune_env.surgery.experts import EXPERT_CRITERIA, experts_of, frequency, reap
-from prune_env.surgery.scorers import SCORERS, Evidence, score_groups
 
 transformers = pytest.importorskip("transformers")
 

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from prune_env.fingerprint import described, differences
 from prune_env.mdp.rewards import Outcome, accuracy, kl
 from prune_env.mdp.task import PruningTask
-from prune_env.measure.evaluators import Metrics
-from prune_env.measure.fingerprint import described, differences
+from prune_env.quality.evaluators import Metrics
 from prune_env.testing import toy_task
 
 

@@ -13,13 +13,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = {
     "prune_env.errors": -1, "prune_env.storage": 0, "prune_env.locks": 0, "prune_env.checks": 0,
-    "prune_env.records": 0.5, "prune_env.structure": 1, "prune_env.attention": 1.5,
-    "prune_env.measure": 2, "prune_env.surgery": 3, "prune_env.recovery": 3.5, "prune_env.mdp": 4,
-    "prune_env.deploy": 4, "prune_env.tasks": 5, "prune_env.testing": 5, "agents": 6,
-    "experiments": 7,
+    "prune_env.records": 0.5, "prune_env.structure": 1, "prune_env.fingerprint": 1.2,
+    "prune_env.attention": 1.5, "prune_env.units": 1.7, "prune_env.costs": 2,
+    "prune_env.quality": 2, "prune_env.calibration": 2.5, "prune_env.repair": 3,
+    "prune_env.criteria": 3.1, "prune_env.plan": 3.2, "prune_env.recovery": 3.5,
+    "prune_env.mdp": 4, "prune_env.deploy": 4, "prune_env.search": 5, "prune_env.tasks": 5,
+    "prune_env.testing": 5.5, "prune_env.agents": 6, "prune_env.experiments.config": 7,
+    "prune_env.experiments.report": 7.1, "prune_env.experiments.data": 7.2,
+    "prune_env.experiments.networks": 7.3, "prune_env.experiments.stages": 7.4,
+    "prune_env.experiments.sweeps": 7.5, "prune_env.experiments.benches": 7.6,
+    "prune_env.experiments": 7.7,
 }  # fmt: skip
 HOMES = {
     "gymnasium": {
+        "prune_env/__init__.py",  # registers the ids
         "prune_env/mdp/env.py",
         "prune_env/mdp/vector.py",
         "prune_env/mdp/wrappers.py",
@@ -42,17 +49,18 @@ KINDS_OF_NETWORK = {
     "moe", "bert", "mistral", "mixtral", "llama", "qwen", "gpt", "vit", "deit", "swin", "resnet",
     "mobilenet", "vgg", "bigbird",
 }  # fmt: skip
-"""What nothing above surgery/ needs to know to prune a network."""
-ABOVE_SURGERY = ("prune_env/mdp/", "prune_env/recovery/", "prune_env/deploy/", "prune_env/tasks/",
-                 "prune_env/testing.py", "agents/", "experiments/")  # fmt: skip
-NETWORKS = {
+"""What nothing above plan/ needs to know to prune a network."""
+ABOVE_PLAN = (
+    "prune_env/mdp/", "prune_env/recovery/", "prune_env/deploy/", "prune_env/search/",
+    "prune_env/tasks/", "prune_env/testing.py", "agents/", "experiments/",
+)  # fmt: skip
+NETWORKS = (
     "prune_env/tasks/digits.py", "prune_env/testing.py",  # networks to prune are written there
-    "experiments/models.py", "experiments/nets.py", "experiments/zoo.py", "experiments/presets.py",
-    "experiments/pretrained.py", "experiments/vision.py", "experiments/pricing.py",
-    "experiments/inspect.py", "experiments/discovery.py", "experiments/cifar.py",
-    "experiments/fuzz_files.py",  # folders as other libraries leave them
-    "experiments/texts.py",  # batches with the keys that language models read
-}  # fmt: skip
+    "experiments/networks/", "experiments/inspect.py", "experiments/benches/discovery.py",
+    "experiments/benches/fuzz_files.py",  # folders as other libraries leave them
+    "experiments/data/texts.py",  # batches with the keys that language models read
+    "experiments/bench_",
+)  # fmt: skip
 """Files that say which networks there are; benches, which ask for one kind each, are free too."""
 
 
@@ -84,24 +92,39 @@ def imports(source: str, package: str) -> Iterator[Import]:
                 yield Import(f"{base.rstrip('.')}.{alias.name}", id(node) in inner)
 
 
+INSTALLED = ("agents", "experiments")
+"""Folders of a checkout that are installed inside the package."""
+
+
+def module_of(path: str) -> str:
+    """The module of a file, named relative to the repository."""
+    module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    return f"prune_env.{module}" if path.startswith(INSTALLED) else module
+
+
 def folder_of(module: str) -> str | None:
     """The folder (or file, on floors without folders) in FLOORS that `module` belongs to."""
-    return next((f for f in FLOORS if module == f or module.startswith(f"{f}.")), None)
+    found = [f for f in FLOORS if module == f or module.startswith(f"{f}.")]
+    return max(found, key=len, default=None)
 
 
 def faults(path: str, source: str) -> list[str]:
     """What a file, named relative to the repository, imports but must not."""
-    module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    module = module_of(path)
     package = module if path.endswith("__init__.py") else module.rpartition(".")[0]
     own, found = folder_of(module), []
     for used in imports(source, package):
         other, top = folder_of(used.module), used.module.partition(".")[0]
         if own and other and other != own and FLOORS[other] >= FLOORS[own]:
             found.append(f"{path} (floor {FLOORS[own]}) imports {used.module}")
-        if own and not other and top == "prune_env" and FLOORS[own] < FLOORS["agents"]:
+        if own and not other and top == "prune_env" and FLOORS[own] < FLOORS["prune_env.agents"]:
             found.append(f"{path} imports {used.module}: name the module it comes from")
-        if own is None and top in ("agents", "experiments"):
-            found.append(f"{path} imports {used.module}")
+        if module == "prune_env" and other and FLOORS[other] >= FLOORS["prune_env.agents"]:
+            found.append(f"{path} imports {used.module}: whoever prunes need not train agents")
+        if top in INSTALLED:
+            found.append(
+                f"{path} imports {used.module}: it is installed as prune_env.{used.module}"
+            )
         if top in HOMES and not any(path.startswith(home) for home in HOMES[top]):
             found.append(f"{path} imports {top}")
         if top in LAZY and path.startswith("prune_env/") and not used.lazy:
@@ -132,8 +155,7 @@ def words(source: str) -> Iterator[str]:
 
 def mentions(path: str, source: str) -> list[str]:
     """Kinds of network that a file above surgery/ mentions but must not."""
-    free = path in NETWORKS or path.startswith("experiments/bench_")
-    if free or not path.startswith(ABOVE_SURGERY):
+    if path.startswith(NETWORKS) or not path.startswith(ABOVE_PLAN):
         return []
     return sorted(KINDS_OF_NETWORK.intersection(words(source)))
 
@@ -148,7 +170,7 @@ def test_nothing_imports_upwards(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_nothing_above_surgery_knows_what_it_prunes(path: Path) -> None:
+def test_nothing_above_plans_knows_what_it_prunes(path: Path) -> None:
     assert mentions(path.relative_to(ROOT).as_posix(), path.read_text()) == []
 
 
@@ -158,12 +180,12 @@ def test_nothing_above_surgery_knows_what_it_prunes(path: Path) -> None:
         ("prune_env/mdp/x.py", "if hasattr(model, 'num_attention_heads'):\n    pass", True),
         ("prune_env/recovery/x.py", "from torch.nn import Conv2d", True),
         ("agents/x.py", "import transformers.models.bert", True),
-        ("experiments/report.py", "def f(resnet20):\n    pass", True),
+        ("experiments/report/report.py", "def f(resnet20):\n    pass", True),
         ("experiments/x.py", "text = 'VGG and more'", True),
         ("prune_env/deploy/x.py", "f(isMoE=1, mhead=2)\nx.self_attn", True),
         ("prune_env/mdp/x.py", "def f():\n    'Not of heads.'\nx = 1\n'nor of conv'", False),
         ("prune_env/mdp/x.py", "header, ahead, converged, vitality = 'overhead invites'", False),
-        ("prune_env/surgery/x.py", "num_heads = 3", False),
+        ("prune_env/plan/x.py", "num_heads = 3", False),
         ("experiments/bench_x.py", "num_heads = 3", False),
     ],
 )
@@ -173,26 +195,28 @@ def test_the_reader_tells_kinds_of_network(path: str, line: str, found: bool) ->
 
 def test_every_module_has_a_floor() -> None:
     for path in sources():
-        module = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
-        if module != "prune_env.__init__":
-            assert folder_of(module.removesuffix(".__init__")), f"{module} has no floor"
+        module = module_of(path.relative_to(ROOT).as_posix())
+        if module != "prune_env":
+            assert folder_of(module), f"{module} has no floor"
 
 
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("prune_env/structure/x.py", "from prune_env.measure.costs import CostModel"),
+        ("prune_env/structure/x.py", "from prune_env.costs.model import CostModel"),
         ("prune_env/structure/x.py", "import prune_env.mdp.env"),
         ("prune_env/structure/x.py", "from prune_env import CostModel"),
-        ("prune_env/structure/x.py", "from ..surgery.plan import PruningPlan"),
-        ("prune_env/structure/x.py", "def f():\n    from prune_env.surgery import plan"),
+        ("prune_env/structure/x.py", "from ..plan.plan import PruningPlan"),
+        ("prune_env/structure/x.py", "def f():\n    from prune_env.plan import cut"),
         ("prune_env/errors.py", "from prune_env.storage import write_text"),
-        ("prune_env/surgery/x.py", "from prune_env.recovery.finetune import finetune"),
+        ("prune_env/plan/x.py", "from prune_env.recovery.finetune import finetune"),
         ("prune_env/deploy/x.py", "from prune_env.mdp.task import PruningTask"),
         ("prune_env/tasks/x.py", "from prune_env import testing"),
-        ("prune_env/mdp/x.py", "import agents.sb3"),
-        ("prune_env/__init__.py", "from experiments.config import Config"),
-        ("agents/x.py", "from experiments.config import Config"),
+        ("prune_env/mdp/x.py", "import prune_env.agents.sb3"),
+        ("prune_env/__init__.py", "from prune_env.experiments.config.run import Config"),
+        ("agents/x.py", "from prune_env.experiments.config.run import Config"),
+        ("agents/x.py", "from agents.sb3 import AGENTS"),
+        ("prune_env/repair/x.py", "from prune_env.criteria.obs import order"),
         ("prune_env/mdp/task.py", "import gymnasium.spaces"),
         ("prune_env/mdp/env.py", "from stable_baselines3 import PPO"),
         ("experiments/x.py", "import sb3_contrib"),
@@ -208,14 +232,14 @@ def test_the_checker_catches(path: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("prune_env/mdp/x.py", "from prune_env.surgery.plan import PruningPlan"),
+        ("prune_env/mdp/x.py", "from prune_env.plan.plan import PruningPlan"),
         ("prune_env/mdp/x.py", "from prune_env.mdp.task import PruningTask"),
         ("prune_env/structure/x.py", "from .groups import Axis\nfrom . import labels"),
         ("prune_env/__init__.py", "from prune_env.mdp.env import PruneEnv"),
         ("prune_env/mdp/env.py", "import gymnasium"),
         ("agents/x.py", "import gymnasium, sb3_contrib\nfrom prune_env import PruneEnv"),
         ("prune_env/tasks/x.py", "def f():\n    import torchvision"),
-        ("experiments/x.py", "import matplotlib\nfrom agents.search import SEARCHERS"),
+        ("experiments/x.py", "import matplotlib\nfrom prune_env.agents.sb3 import AGENTS"),
     ],
 )
 def test_the_checker_lets_pass(path: str, line: str) -> None:

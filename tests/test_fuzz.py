@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import fuzz
-from experiments.fuzz_doors import DOORS
-from experiments.fuzz_inputs import Door, Random, damaged, edited, odd, require
 from prune_env.errors import ConfigError, DataError
+from prune_env.experiments import fuzz
+from prune_env.experiments.benches.fuzz_doors import DOORS
+from prune_env.experiments.benches.fuzz_inputs import Door, Random, damaged, edited, odd, require
 
 SLOW = {
     "hf", "policy", "task", "parquet", "images", "checkpoint", "bundle", "ladders", "journal",
@@ -85,7 +85,7 @@ PLANTED = """
 import sys
 sys.path.insert(0, "tests")
 import test_fuzz
-from experiments import fuzz
+from prune_env.experiments import fuzz
 for attempt in (test_fuzz.hungry, test_fuzz.dying):
     counts, faults = fuzz._in_child(test_fuzz.door(attempt), 0, range(2))
     print(dict(counts), [fault.what for fault in faults])

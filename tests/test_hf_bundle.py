@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from prune_env.deploy.bundle import WEIGHTS, load, save
 from prune_env.deploy.pretrained import export_padded, export_pretrained, fitting_config
 from prune_env.errors import ModelError, PlanError, RunError
+from prune_env.plan.cut import compact
+from prune_env.plan.plan import PruningPlan, rank_units
 from prune_env.storage import load_described, load_tensors, save_tensors
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.sublayers import sublayer_groups
-from prune_env.surgery.apply import compact
-from prune_env.surgery.plan import PruningPlan, rank_units
 from prune_env.testing import toy_model
 
 transformers = pytest.importorskip("transformers")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from prune_env.errors import ConfigError
-from prune_env.measure import inference
-from prune_env.measure.inference import PLAIN, Inference, fitting_batch
-from prune_env.measure.outputs import LOGITS
+from prune_env.quality import inference
+from prune_env.quality.inference import PLAIN, Inference, fitting_batch
+from prune_env.quality.outputs import LOGITS
 from prune_env.structure.inputs import call_model
 from prune_env.testing import TOYS, toy_inputs, toy_model
 

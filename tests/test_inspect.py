@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import discovery
-from experiments.discovery import found_line, inspect
-from experiments.inspect import main
-from experiments.models import MODELS
-from experiments.zoo import VISION, ZOO
 from prune_env.errors import ConfigError
+from prune_env.experiments.benches import discovery
+from prune_env.experiments.benches.discovery import found_line, inspect
+from prune_env.experiments.inspect import main
+from prune_env.experiments.networks.models import MODELS
+from prune_env.experiments.networks.zoo import VISION, ZOO
 from prune_env.testing import TOYS, toy_inputs, toy_model
 
 ROOT = Path(__file__).parents[1]
@@ -128,8 +128,8 @@ def test_help_imports_nothing_heavy() -> None:
     """All three commands answer --help without torch, matplotlib or transformers."""
     code = (
         "import sys\n"
-        "from experiments import compare, inspect\n"
-        "from experiments.cli import parse\n"
+        "from prune_env.experiments import compare, inspect\n"
+        "from prune_env.experiments.config.cli import parse\n"
         "heavy = {'torch', 'matplotlib', 'transformers', 'torchvision'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -18,20 +18,20 @@ from torch import Tensor, nn
 from toys import NAMES, close, identical, outputs, snapshot
 from zoo import Fn, Wrapped, image
 
+from prune_env.calibration.statistics import calibrate
+from prune_env.criteria.obs import score_by_obs
 from prune_env.errors import DataError, GroupError, ModelError, PlanError, RunError
-from prune_env.measure.calibration import calibrate
+from prune_env.plan.cut import Candidates, compact
+from prune_env.plan.ladder_file import load_ladders, save_ladders
+from prune_env.plan.plan import PruningPlan, rank_units
+from prune_env.repair.ladder import Ladders
+from prune_env.repair.least_squares import RIDGE, Solver
+from prune_env.repair.overlays import VARIANCE_FLOOR, bias_only, least_squares, no_overlay
+from prune_env.repair.repairs import REPAIRS
 from prune_env.storage import load_tensors, save_tensors
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup, Table
 from prune_env.structure.rewrite import tensors_of
-from prune_env.surgery.apply import Candidates, compact
-from prune_env.surgery.ladder import Ladders
-from prune_env.surgery.ladder_file import load_ladders, save_ladders
-from prune_env.surgery.least_squares import RIDGE, Solver
-from prune_env.surgery.obs import score_by_obs
-from prune_env.surgery.overlays import VARIANCE_FLOOR, bias_only, least_squares, no_overlay
-from prune_env.surgery.plan import PruningPlan, rank_units
-from prune_env.surgery.repair import REPAIRS
 from prune_env.testing import conv
 
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.account import Account, Measured, Practice, Practised, compression
-from agents.lanes import Help, Lanes, Plans, Walks, absolute, at_the_end, group_relative
 from prune_env import Ledger, PruningTask
-from prune_env.mdp.ledger import Exhausted
+from prune_env.agents.lanes import Help, Lanes, Plans, Walks, absolute, at_the_end, group_relative
 from prune_env.mdp.path import beside
 from prune_env.mdp.task import FEATURES, State
+from prune_env.search.account import Account, Measured, Practice, Practised, compression
+from prune_env.search.ledger import Exhausted
 from prune_env.testing import toy_task
 
 TARGETS = [0.2, 0.5, 0.6, 0.3]

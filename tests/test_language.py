@@ -17,11 +17,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from experiments import compare, inspect, presets, pretrained, pricing, run
-from experiments.dense import trained
-from experiments.findings import verdict
-from experiments.presets import PRESETS, open_named, sentence_project
-from experiments.pretrained import (
+from prune_env.costs.model import CostModel
+from prune_env.errors import ConfigError, DataError, ModelError
+from prune_env.experiments import compare, inspect, run
+from prune_env.experiments.data import tokens
+from prune_env.experiments.data.texts import (
+    END,
+    PAD,
+    START,
+    UNKNOWN,
+    load_characters,
+    load_sentences,
+)
+from prune_env.experiments.data.tokens import (
+    TokenBatches,
+    TokenSplits,
+    load_tokens,
+    next_tokens,
+    read_tokens,
+)
+from prune_env.experiments.networks import presets, pretrained, pricing
+from prune_env.experiments.networks.dense import trained
+from prune_env.experiments.networks.presets import PRESETS, open_named, sentence_project
+from prune_env.experiments.networks.pretrained import (
     eval_tokens,
     fresh,
     load_pretrained,
@@ -31,14 +49,11 @@ from experiments.pretrained import (
     shares,
     token_project,
 )
-from experiments.quality import ACCURACY, PERPLEXITY, yardstick_named
-from experiments.report import format_table
-from experiments.stages import tuning_settings
-from experiments.summaries import summarise, summary_table
-from experiments.texts import END, PAD, START, UNKNOWN, load_characters, load_sentences
-from experiments.tokens import TokenBatches, TokenSplits, load_tokens, next_tokens, read_tokens
-from prune_env.errors import ConfigError, DataError, ModelError
-from prune_env.measure.costs import CostModel
+from prune_env.experiments.report.findings import verdict
+from prune_env.experiments.report.quality import ACCURACY, PERPLEXITY, yardstick_named
+from prune_env.experiments.report.report import format_table
+from prune_env.experiments.report.summaries import summarise, summary_table
+from prune_env.experiments.stages.stages import tuning_settings
 from prune_env.recovery.epoch import accuracy_and_loss
 from prune_env.recovery.finetune import FinetuneSettings, finetune
 
@@ -110,7 +125,9 @@ def test_a_line_is_cut_into_rows_and_no_token_is_in_two_parts(ids: list[int], le
     path = Path("tokens.npy")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(
-            __import__("experiments.tokens").tokens.READERS, ".npy", lambda path: {"all": distinct}
+            tokens.READERS,
+            ".npy",
+            lambda path: {"all": distinct},
         )
         splits = load_tokens(path, length=length)
     parts = [part.flatten().tolist() for part in (splits.train, splits.val, splits.test)]
@@ -291,7 +308,7 @@ def test_a_preset_that_returns_something_else_is_refused(monkeypatch: Any) -> No
 
 
 def test_a_preset_without_its_data_says_where_it_looked(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("experiments.places.SHARED", tmp_path / "shared")
+    monkeypatch.setattr("prune_env.experiments.data.places.SHARED", tmp_path / "shared")
     monkeypatch.setenv("PRUNE_ENV_DATA", str(tmp_path))
     for name in PRESETS:
         with pytest.raises(DataError, match=r"nothing at .*PRUNE_ENV_DATA"):
@@ -352,7 +369,9 @@ def test_a_classifier_of_sentences_is_trained_once_and_searched(
     assert accuracy_and_loss(project.dense, project.test).accuracy == 1.0
     kept = project.task.decode([0.0] * project.task.length)
     assert project.task.outcome(kept).metrics.samples == 100
-    monkeypatch.setattr("experiments.dense.finetune", None)  # a second training would call it
+    monkeypatch.setattr(
+        "prune_env.experiments.networks.dense.finetune", None
+    )  # a second training would call it
     again = make().dense.state_dict()
     assert all(
         torch.equal(value, again[name]) for name, value in project.dense.state_dict().items()
@@ -390,7 +409,7 @@ def test_a_killed_training_goes_on(tmp_path: Path, monkeypatch: Any) -> None:
         return finetune(*args, on_epoch=die, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.dense.finetune", kill)
+        patch.setattr("prune_env.experiments.networks.dense.finetune", kill)
         with pytest.raises(Killed):
             trained("t", tiny, loaders, settings, {})
     assert list(tmp_path.glob("t-*/checkpoint.pt"))

@@ -52,10 +52,12 @@ from toys import (
 from tuned import OPTIMISERS, THIN, cut, thinned, tuned_under_watch
 from zoo import NASTY, PARTS
 
+from prune_env.costs.model import CostModel
 from prune_env.deploy.bundle import WEIGHTS, load, save
 from prune_env.errors import BudgetError, PlanError, RunError
 from prune_env.mdp.task import PruningTask
-from prune_env.measure.costs import CostModel
+from prune_env.plan.cut import Candidates, compact, masked
+from prune_env.plan.plan import PruningPlan, rank_units
 from prune_env.structure import patterns
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import Axis, PrunableGroup, Span, Table, expand, pool
@@ -65,8 +67,6 @@ from prune_env.structure.rewrite import Layout, tensors_of
 from prune_env.structure.scenes import Scene
 from prune_env.structure.verify import verify
 from prune_env.structure.weights import weight_groups as find_weight_groups
-from prune_env.surgery.apply import Candidates, compact, masked
-from prune_env.surgery.plan import PruningPlan, rank_units
 from prune_env.testing import toy_inputs, toy_model
 
 

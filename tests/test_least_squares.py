@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prune_env.surgery.least_squares import RIDGE, Solver, factorise
-from prune_env.surgery.obs import obs_scores
+from prune_env.criteria.obs import obs_scores
+from prune_env.repair.least_squares import RIDGE, Solver, factorise
 
 
 def _data(seed: int, units: int, block: int, rows: int = 4, n: int = 200) -> tuple[Tensor, Tensor]:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from prune_env.errors import PlanError, RunError
-from prune_env.mdp.ledger import Exhausted, Ledger
 from prune_env.mdp.rewards import Outcome
 from prune_env.mdp.task import PruningTask
-from prune_env.measure.evaluators import Hopeless, Metrics
+from prune_env.quality.evaluators import Hopeless, Metrics
+from prune_env.search.ledger import Exhausted, Ledger
 from prune_env.storage import SEAL
 from prune_env.testing import check_searcher, toy_task
 

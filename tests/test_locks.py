@@ -25,7 +25,7 @@ with locked(sys.argv[1]):
 WORKERS = """
 import os, sys, time
 from pathlib import Path
-from experiments.parallel import mapped
+from prune_env.experiments.sweeps.parallel import mapped
 
 def work(place):
     Path(place, str(os.getpid())).touch()

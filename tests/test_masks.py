@@ -18,11 +18,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from prune_env.deploy.bundle import save
 from prune_env.errors import ConfigError, ModelError, PlanError, RunError
+from prune_env.plan.cut import compact
+from prune_env.plan.plan import PruningPlan
 from prune_env.recovery import FinetuneSettings, KeepMasks, finetune
 from prune_env.structure.discover import find_groups
 from prune_env.structure.weights import weight_groups
-from prune_env.surgery.apply import compact
-from prune_env.surgery.plan import PruningPlan
 
 OPTIMISERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01, nesterov=True),

@@ -14,21 +14,21 @@ from torch import Tensor, nn
 from toys import identical
 from zoo import Fn
 
-from prune_env.measure import calibration as calibration_module
-from prune_env.measure.calibration import Calibration, calibrate, calibrations
-from prune_env.measure.portions import LEAST, default_memory
-from prune_env.measure.sums import WIDE_COLUMNS
+from prune_env.calibration import statistics as calibration_module
+from prune_env.calibration.portions import LEAST, default_memory
+from prune_env.calibration.statistics import Calibration, calibrate, calibrations
+from prune_env.calibration.sums import WIDE_COLUMNS
+from prune_env.criteria.scorers import Evidence, score_groups
+from prune_env.plan.ladder_file import load_ladders, save_ladders
+from prune_env.repair.build import Built, build_ladders
+from prune_env.repair.ladder import Ladders
+from prune_env.repair.least_squares import Solver
+from prune_env.repair.masked_squares import MaskedSolver
+from prune_env.repair.overlays import bias_only, least_squares, no_overlay
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import call_model
 from prune_env.structure.weights import weight_groups
-from prune_env.surgery.build import Built, build_ladders
-from prune_env.surgery.ladder import Ladders
-from prune_env.surgery.ladder_file import load_ladders, save_ladders
-from prune_env.surgery.least_squares import Solver
-from prune_env.surgery.masked_squares import MaskedSolver
-from prune_env.surgery.overlays import bias_only, least_squares, no_overlay
-from prune_env.surgery.scorers import Evidence, score_groups
 
 TOYS = ("chain", "residual", "depthwise_concat", "grouped_shuffle")
 BLOCKED = {"chain": 40, "residual": 40, "depthwise_concat": 9, "gated_mlp": 5}

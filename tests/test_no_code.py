@@ -22,22 +22,22 @@ import stable_baselines3
 import torch
 from torch import nn
 
-from agents.policy import POLICY, read_policy
-from agents.sb3 import load_policy
-from agents.search import run_search
-from experiments import run, transfer
-from experiments.cli import parse
-from experiments.config import RunConfig
-from experiments.data import load_splits
-from experiments.models import load_weights
-from experiments.policies import continuing
-from experiments.pretrained import load_pretrained
-from experiments.pricing import price
-from experiments.tokens import load_tokens
+from prune_env.agents.policy import POLICY, read_policy
+from prune_env.agents.sb3 import load_policy
 from prune_env.errors import ConfigError, DataError, ModelError, PruneEnvError, RunError
+from prune_env.experiments import run, transfer
+from prune_env.experiments.config.cli import parse
+from prune_env.experiments.config.run import RunConfig
+from prune_env.experiments.data.splits import load_splits
+from prune_env.experiments.data.tokens import load_tokens
+from prune_env.experiments.networks.models import load_weights
+from prune_env.experiments.networks.pretrained import load_pretrained
+from prune_env.experiments.networks.pricing import price
+from prune_env.experiments.stages.policies import continuing
+from prune_env.plan.ladder_file import load_ladders
 from prune_env.recovery.checkpoint import load_progress
+from prune_env.search.searchers import run_search
 from prune_env.storage import load_tensors, save_tensors
-from prune_env.surgery.ladder_file import load_ladders
 from prune_env.testing import toy_task
 
 ROOT = Path(__file__).parent.parent
@@ -61,9 +61,10 @@ LOADERS = {"", "torch", "np", "json", "PruningPlan"}
 """Whose `load` may be called; torch's and NumPy's with what keeps them from unpickling."""
 BUILT_IN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}
 NAMERS = {
-    "prune_env/deploy/configs.py", "prune_env/mdp/registry.py", "agents/search.py",
-    "experiments/zoo.py", "experiments/images.py", "experiments/pricing.py",
-    "experiments/vision.py",
+    "prune_env/__init__.py", "experiments/benches/kill_jobs.py",
+    "prune_env/deploy/configs.py", "prune_env/mdp/registry.py", "prune_env/search/searchers.py",
+    "experiments/networks/zoo.py", "experiments/data/images.py", "experiments/networks/pricing.py",
+    "experiments/networks/vision.py",
 }  # fmt: skip
 """Where a name becomes a module: constants, and what is given by the user in person."""
 
@@ -395,7 +396,7 @@ def test_a_policy_that_does_not_fit_its_facts_is_refused(
 
 
 def test_a_policy_is_kept_to_the_bit(policies: dict[str, Path], tmp_path: Path) -> None:
-    from agents.policy import write_policy
+    from prune_env.agents.policy import write_policy
 
     for name, path in policies.items():
         write_policy(tmp_path / POLICY, name, load_policy(name, path))

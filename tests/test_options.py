@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from toys import NAMES, toy
 
 from prune_env.errors import GroupError
+from prune_env.plan.cut import compact
+from prune_env.plan.plan import PruningPlan
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.options import constrain, layers_of
 from prune_env.structure.rewrite import tensors_of
-from prune_env.surgery.apply import compact
-from prune_env.surgery.plan import PruningPlan
 
 
 def group(units: int = 10, name: str = "g") -> PrunableGroup:

@@ -11,9 +11,9 @@ import numpy as np
 import optuna
 import pytest
 
-from agents.search import run_search, searcher_named
 from prune_env import PruningTask
 from prune_env.errors import ConfigError
+from prune_env.search.searchers import run_search, searcher_named
 from prune_env.testing import check_searcher, toy_task
 
 ROOT = Path(__file__).parent.parent
@@ -76,11 +76,11 @@ def test_a_missing_package_is_named_with_the_cure(
     name: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, "agents.optuna_search", raising=False)
+    monkeypatch.delitem(sys.modules, "prune_env.agents.optuna_search", raising=False)
     with pytest.raises(ConfigError, match=rf"{package}.*pip install -e '\.\[search\]'"):
         searcher_named(name)
 
 
 def test_the_list_of_names_does_not_import_optuna() -> None:
-    code = "import sys, agents.search; assert 'optuna' not in sys.modules"
+    code = "import sys, prune_env.search.searchers; assert 'optuna' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prune_env import FinetuneSettings, PruningTask, finetune
+from prune_env.calibration.gradients import loss_gradients
 from prune_env.errors import ConfigError, DataError, ModelError, PruneEnvError
-from prune_env.measure.batches import Batch
-from prune_env.measure.evaluators import ClassifierEvaluator, Metrics
-from prune_env.measure.gradients import loss_gradients
-from prune_env.measure.outputs import LOGITS, Output
-from prune_env.measure.shift import one_ahead
+from prune_env.quality.batches import Batch
+from prune_env.quality.evaluators import ClassifierEvaluator, Metrics
+from prune_env.quality.outputs import LOGITS, Output
+from prune_env.quality.shift import one_ahead
 from prune_env.recovery.epoch import accuracy_and_loss
 from prune_env.testing import toy_inputs, toy_model
 

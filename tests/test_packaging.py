@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import shutil
 import subprocess
@@ -19,14 +20,19 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def folders() -> set[str]:
-    """Every folder of prune_env that holds Python files, as a package name."""
-    files = (ROOT / "prune_env").rglob("*.py")
-    return {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in files}
+    """Every folder that holds Python files, as the package that it is installed as."""
+    found = set()
+    for top in ("prune_env", "agents", "experiments"):
+        for path in (ROOT / top).rglob("*.py"):
+            name = path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+            found.add(name if top == "prune_env" else f"prune_env.{name}")
+    return found
 
 
 def test_every_package_is_listed() -> None:
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == folders()
-    assert all((ROOT / name.replace(".", "/") / "__init__.py").is_file() for name in folders())
+    for name in folders():
+        assert Path(str(importlib.import_module(name).__file__)).name == "__init__.py"
 
 
 def test_the_public_names_fit_on_a_screen_and_exist() -> None:
@@ -64,9 +70,10 @@ def test_the_wheel_holds_prune_env_and_nothing_else(wheel: zipfile.ZipFile) -> N
 
 def test_the_wheel_holds_every_module_the_types_and_the_data(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    for pattern in ("*.py", "*.typed", "*.npz"):
-        for path in (ROOT / "prune_env").rglob(pattern):
-            assert path.relative_to(ROOT).as_posix() in names
+    for top, inside in (("prune_env", ""), ("agents", "prune_env/"), ("experiments", "prune_env/")):
+        for pattern in ("*.py", "*.typed", "*.npz", "*.toml", "*.html"):
+            for path in (ROOT / top).rglob(pattern):
+                assert inside + path.relative_to(ROOT).as_posix() in names
     assert "prune_env/py.typed" in names
     assert "prune_env/tasks/digits.npz" in names
 

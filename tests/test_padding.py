@@ -19,16 +19,16 @@ from test_outputs import SIZES, causal, close, rows, seeded
 from torch import Tensor, nn
 
 from prune_env import PruningTask, find_groups
-from prune_env.measure.batches import Batch
-from prune_env.measure.calibration import calibrate
-from prune_env.measure.evaluators import ClassifierEvaluator
-from prune_env.measure.gradients import loss_gradients
-from prune_env.measure.padding import data_positions, data_rows
-from prune_env.measure.routing import measure_routing
-from prune_env.measure.shift import one_ahead
+from prune_env.calibration.gradients import loss_gradients
+from prune_env.calibration.routing import measure_routing
+from prune_env.calibration.statistics import calibrate
+from prune_env.quality.batches import Batch
+from prune_env.quality.evaluators import ClassifierEvaluator
+from prune_env.quality.padding import data_positions, data_rows
+from prune_env.quality.shift import one_ahead
 from prune_env.recovery.epoch import accuracy_and_loss
+from prune_env.repair.repairs import reestimate_batchnorm
 from prune_env.structure.groups import PrunableGroup
-from prune_env.surgery.repair import reestimate_batchnorm
 
 transformers = pytest.importorskip("transformers")
 

@@ -14,18 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.account import Account, Practice, Practised, Seen
-from agents.allocators import PATHS, plan_of
-from agents.sb3 import learn
-from experiments import compare
-from experiments.front import MANY, POLICY, SINGLE, ratios, verdict
-from experiments.many import best_within, course_of, drawn, front_prior
-from experiments.pareto import main
-from experiments.pareto_config import ParetoConfig
 from prune_env import Ledger
+from prune_env.agents.sb3 import learn
 from prune_env.errors import ConfigError
+from prune_env.experiments import compare
+from prune_env.experiments.config.pareto import ParetoConfig
+from prune_env.experiments.pareto import main
+from prune_env.experiments.sweeps.front import MANY, POLICY, SINGLE, ratios, verdict
+from prune_env.experiments.sweeps.many import best_within, course_of, drawn, front_prior
 from prune_env.mdp.rules import SLACK
 from prune_env.mdp.task import PruningTask
+from prune_env.search.account import Account, Practice, Practised, Seen
+from prune_env.search.allocators import PATHS, plan_of
 from prune_env.storage import read_json
 from prune_env.testing import toy_task
 
@@ -290,7 +290,7 @@ class Doubtful:
 
 
 def test_one_budget_of_several_is_judged_by_the_plans_nearest_in_cost(monkeypatch: Any) -> None:
-    monkeypatch.setattr("agents.account.NEAREST", 3)
+    monkeypatch.setattr("prune_env.search.account.NEAREST", 3)
     task = uneven(budget=0.8, width=40)
     ledger = Ledger(task, 50)
     for budget in np.linspace(0.2, 0.8, 20):
@@ -349,7 +349,7 @@ def test_a_ratio_of_several_seeds_has_an_interval() -> None:
 
 def test_help_is_quick_to_import() -> None:
     code = (
-        "import sys, experiments.pareto as r, experiments.transfer as t\n"
+        "import sys, prune_env.experiments.pareto as r, prune_env.experiments.transfer as t\n"
         "for main in (r.main, t.main):\n"
         "    try: main(['--help'])\n"
         "    except SystemExit: pass\n"

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import asked_of, reachable, tasks
 
-from agents.allocators import PATHS
+from prune_env.costs.model import CostBuilder
 from prune_env.mdp.path import REACH, Path, beside, greedy_path, hull, path_of, uniform_path
 from prune_env.mdp.rules import SLACK, Floats, Rules, as_kept
 from prune_env.mdp.task import PruningTask
-from prune_env.measure.costs import CostBuilder
+from prune_env.search.allocators import PATHS
 from prune_env.structure.groups import Axis, PrunableGroup, Span
 from prune_env.testing import toy_task
 

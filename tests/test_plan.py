@@ -18,8 +18,8 @@ from torch import nn
 from toys import NAMES, plans, toy
 
 from prune_env.errors import PlanError, PruneEnvError
-from prune_env.surgery.apply import compact, masked
-from prune_env.surgery.plan import PruningPlan, rank_units
+from prune_env.plan.cut import compact, masked
+from prune_env.plan.plan import PruningPlan, rank_units
 from prune_env.testing import toy_model
 
 NOTES = st.dictionaries(st.text(max_size=5), st.one_of(st.integers(), st.text(), st.booleans()))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from experiments.presets import open_named
-from experiments.project import Project
-from experiments.stages import quality
+from prune_env.experiments.networks.presets import open_named
+from prune_env.experiments.networks.project import Project
+from prune_env.experiments.stages.stages import quality
 from prune_env.mdp.registry import make_task
 from prune_env.recovery.epoch import accuracy_and_loss
 from prune_env.tasks.digits import load_digits

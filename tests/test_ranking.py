@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.search import SEARCHERS, run_search
 from prune_env import Ledger, PruneEnv
 from prune_env.mdp.rewards import REWARDS, Outcome, best_of, improved
 from prune_env.mdp.task import PruningTask
-from prune_env.measure.evaluators import Metrics
+from prune_env.quality.evaluators import Metrics
+from prune_env.search.searchers import SEARCHERS, run_search
 from prune_env.testing import toy_task
 
 QUALITY = {"kl": lambda m: -m.kl, "accuracy": lambda m: m.accuracy}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from prune_env.surgery.criteria import CRITERIA
+from prune_env.criteria.elementwise import CRITERIA
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,7 +54,7 @@ env = PruneEnv(toy_task())
 """
 CRITERION = """
 from torch import Tensor
-from prune_env.surgery.criteria import CRITERIA, Context, Criterion
+from prune_env.criteria.elementwise import CRITERIA, Context, Criterion
 """
 REWARD = "from prune_env.mdp.rewards import Outcome"
 SEARCHER = """
@@ -125,7 +125,7 @@ def test_a_block_does_what_it_says(
 DIGITS = """
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from prune_env.measure.fingerprint import fingerprint
+from prune_env.fingerprint import fingerprint
 from prune_env.tasks.digits import dense_digits, load_digits
 torch.set_num_threads(1)
 splits, model = load_digits(), dense_digits()

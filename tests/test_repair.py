@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from toys import identical, snapshot
 
 from prune_env.errors import ConfigError, DataError
-from prune_env.measure.batches import Batch
+from prune_env.plan.cut import compact
+from prune_env.plan.plan import PruningPlan
+from prune_env.quality.batches import Batch
+from prune_env.repair.repairs import Repair, reestimate_batchnorm, repair_named
 from prune_env.structure.discover import find_groups
-from prune_env.surgery.apply import compact
-from prune_env.surgery.plan import PruningPlan
-from prune_env.surgery.repair import Repair, reestimate_batchnorm, repair_named
 from prune_env.testing import toy_inputs, toy_model
 
 

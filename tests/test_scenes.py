@@ -15,13 +15,13 @@ from zoo import image
 
 from prune_env.errors import ModelError
 from prune_env.mdp.task import PruningTask
+from prune_env.plan.cut import compact, masked
+from prune_env.plan.plan import PruningPlan
 from prune_env.recovery.finetune import FinetuneSettings, finetune
 from prune_env.structure.blame import naming_layer
 from prune_env.structure.coverage import NOT_FOLLOWED
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup
-from prune_env.surgery.apply import compact, masked
-from prune_env.surgery.plan import PruningPlan
 from prune_env.testing import conv
 
 Forward = Callable[["Branches", Tensor], Tensor | tuple[Tensor, Tensor]]

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agents.callbacks import TensorBoardLog
-from agents.search import run_search
-from experiments import screenshots
-from experiments.screenshots import BROWSERS, PAGES, logged_runs, main, trim
+from prune_env.agents.callbacks import TensorBoardLog
 from prune_env.errors import RunError
+from prune_env.experiments import screenshots
+from prune_env.experiments.screenshots import BROWSERS, PAGES, logged_runs, main, trim
+from prune_env.search.searchers import run_search
 from prune_env.testing import toy_task
 
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)

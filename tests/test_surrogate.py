@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.surrogate import CHOICES, FLOOR, MOST, Strengths, Surrogate
-from experiments.correlation import spearman
+from prune_env.experiments.report.correlation import spearman
 from prune_env.mdp.rules import Floats, Rules, Units
+from prune_env.search.surrogate import CHOICES, FLOOR, MOST, Strengths, Surrogate
 from prune_env.testing import toy_task
 
 GROUPS, WIDTH = 6, 16

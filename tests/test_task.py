@@ -26,10 +26,10 @@ from prune_env.errors import (
 from prune_env.mdp.candidates import CandidateEvaluator
 from prune_env.mdp.rewards import REWARDS, Outcome, reward_named
 from prune_env.mdp.task import FEATURES, PruningTask, State
-from prune_env.measure.batches import Batch, channels_last
-from prune_env.measure.evaluators import ClassifierEvaluator, Metrics
-from prune_env.surgery.apply import compact
-from prune_env.surgery.repair import Repair, reestimate_batchnorm
+from prune_env.plan.cut import compact
+from prune_env.quality.batches import Batch, channels_last
+from prune_env.quality.evaluators import ClassifierEvaluator, Metrics
+from prune_env.repair.repairs import Repair, reestimate_batchnorm
 from prune_env.testing import toy_inputs, toy_model, toy_task
 
 CLASSIFIERS = [name for name in NAMES if name != "pixel_shuffle"]

@@ -15,14 +15,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from agents.callbacks import TensorBoardLog
-from agents.curves import sparsity_tags
-from agents.figures import front, non_dominated, plans, scatter
-from agents.search import run_search
 from prune_env import Ledger, PruningTask
+from prune_env.agents.callbacks import TensorBoardLog
+from prune_env.agents.curves import sparsity_tags
+from prune_env.agents.figures import front, non_dominated, plans, scatter
 from prune_env.errors import RunError
 from prune_env.mdp.rewards import Outcome
-from prune_env.measure.evaluators import Metrics
+from prune_env.quality.evaluators import Metrics
+from prune_env.search.searchers import run_search
 from prune_env.storage import read_json, write_json
 from prune_env.testing import toy_task
 

@@ -13,21 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import idle
 
-from agents.allocators import PATHS, plan_of, predicted_path
-from agents.sb3 import AGENTS, load_policy
-from agents.search import run_search
-from agents.settings import settings
-from experiments import compare, run
-from experiments.compare_job import Job
-from experiments.config import parse
-from experiments.policies import continuing
-from experiments.transfer import main
-from experiments.transfer_config import TransferConfig, named_in_full
-from experiments.transferred import prior_of, strayed
 from prune_env import Ledger
+from prune_env.agents.sb3 import AGENTS, load_policy
+from prune_env.agents.settings import settings
 from prune_env.errors import ConfigError, RunError
+from prune_env.experiments import compare, run
+from prune_env.experiments.config.run import parse
+from prune_env.experiments.config.transfer import TransferConfig, named_in_full
+from prune_env.experiments.stages.policies import continuing
+from prune_env.experiments.sweeps.compare_job import Job
+from prune_env.experiments.sweeps.transferred import prior_of, strayed
+from prune_env.experiments.transfer import main
 from prune_env.mdp.rewards import Outcome
 from prune_env.mdp.task import PruningTask
+from prune_env.search.allocators import PATHS, plan_of, predicted_path
+from prune_env.search.searchers import run_search
 from prune_env.testing import toy_task
 
 EVALUATIONS = 12

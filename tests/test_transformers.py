@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from toys import Toy, channels_last, close, counted_macs, counted_size, outputs, unaccounted
 from tuned import OPTIMISERS, thinned, tuned_under_watch
 
-from prune_env.measure.costs import CostModel
+from prune_env.costs.model import CostModel
+from prune_env.plan.cut import Candidates, compact, masked
+from prune_env.plan.plan import PruningPlan, rank_units
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import map_tensors
 from prune_env.structure.multihead import free_widths
 from prune_env.structure.sublayers import sublayer_groups
-from prune_env.surgery.apply import Candidates, compact, masked
-from prune_env.surgery.plan import PruningPlan, rank_units
 
 transformers = pytest.importorskip("transformers")
 

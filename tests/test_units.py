@@ -16,11 +16,11 @@ from prune_env.errors import BudgetError, GroupError, ModelError
 from prune_env.mdp.candidates import CandidateEvaluator
 from prune_env.mdp.env import PlanEnv, PlanningEnv, PruneEnv
 from prune_env.mdp.task import FEATURES, PruningTask, State
+from prune_env.plan.cut import compact
+from prune_env.plan.cut import masked as masked_model
+from prune_env.plan.plan import PruningPlan
 from prune_env.structure.options import constrain
-from prune_env.surgery.apply import compact
-from prune_env.surgery.apply import masked as masked_model
-from prune_env.surgery.plan import PruningPlan
-from prune_env.surgery.units import groups_of
+from prune_env.units import groups_of
 
 transformers = pytest.importorskip("transformers")
 

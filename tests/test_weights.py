@@ -17,25 +17,26 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from toys import close, outputs
 
-from experiments.bench_weights import WeightsConfig, measure, page
-from experiments.benches import settings_of
 from prune_env import PruningTask
+from prune_env.costs.model import CostModel
+from prune_env.criteria import obs
+from prune_env.criteria.elementwise import score_units
+from prune_env.criteria.obs import obs_scores, obs_weight_scores
+from prune_env.criteria.scorers import SCORERS, Evidence, score_groups
 from prune_env.errors import ConfigError, GroupError, ModelError, PlanError
-from prune_env.measure.costs import CostModel
+from prune_env.experiments.bench_weights import WeightsConfig, measure, page
+from prune_env.experiments.report.publishing import settings_of
+from prune_env.plan.cut import Candidates, compact, masked
+from prune_env.plan.plan import PruningPlan, rank_units
+from prune_env.repair import masked_squares
+from prune_env.repair.ladder import Ladders
+from prune_env.repair.masked_squares import column_sweep, exact_rows
+from prune_env.repair.overlays import bias_only, least_squares, no_overlay
 from prune_env.structure.groups import PrunableGroup, expand, pool
 from prune_env.structure.options import constrain
 from prune_env.structure.patterns import NM, PerRow, Unstructured
 from prune_env.structure.rewrite import tensors_of
 from prune_env.structure.weights import weight_groups
-from prune_env.surgery import masked_squares, obs
-from prune_env.surgery.apply import Candidates, compact, masked
-from prune_env.surgery.criteria import score_units
-from prune_env.surgery.ladder import Ladders
-from prune_env.surgery.masked_squares import column_sweep, exact_rows
-from prune_env.surgery.obs import obs_scores, obs_weight_scores
-from prune_env.surgery.overlays import bias_only, least_squares, no_overlay
-from prune_env.surgery.plan import PruningPlan, rank_units
-from prune_env.surgery.scorers import SCORERS, Evidence, score_groups
 
 KINDS = ("unstructured", "per_row", "2:4", "1:4", "block:2")
 

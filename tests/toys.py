@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from prune_env.costs.model import METRICS, CostModel
+from prune_env.criteria.elementwise import score_units
 from prune_env.mdp.task import PruningTask
-from prune_env.measure.costs import METRICS, CostModel
-from prune_env.measure.evaluators import Metrics
+from prune_env.plan.plan import PruningPlan
+from prune_env.quality.evaluators import Metrics
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import Inputs, call_model, map_tensors
 from prune_env.structure.options import constrain
 from prune_env.structure.rewrite import tensors_of
 from prune_env.structure.trace import tensors_in
-from prune_env.surgery.criteria import score_units
-from prune_env.surgery.plan import PruningPlan
 from prune_env.testing import TOYS, toy_inputs, toy_model
 
 NAMES = sorted(TOYS)

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from toys import Toy
 
 from prune_env.errors import GroupError
-from prune_env.measure.outputs import AUTO, Output
+from prune_env.plan.cut import compact
+from prune_env.plan.plan import PruningPlan
+from prune_env.quality.outputs import AUTO, Output
 from prune_env.recovery import FinetuneSettings, finetune
 from prune_env.structure.inputs import Inputs, call_model
 from prune_env.structure.weights import weight_groups
-from prune_env.surgery.apply import compact
-from prune_env.surgery.plan import PruningPlan
 
 THIN = ("unstructured", "per_row", "2:4", "1:2", "block:2")
 """Kinds of unit that set weights to zero."""

@@ -135,7 +135,7 @@ def _equip(name: str, module: Any, layout: BlockLayout, length: int, backend: st
 
 @dataclass(frozen=True)
 class BlockMacs:
-    """What one kept block costs in a call: see `prune_env.measure.costs.MASK_MACS`.
+    """What one kept block costs in a call: see `prune_env.costs.model.MASK_MACS`.
 
     Attributes:
         block: tokens per block.

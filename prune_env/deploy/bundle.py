@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from prune_env.deploy.configs import config_of, model_from_config
 from prune_env.errors import ModelError, PlanError, PruneEnvError, RunError
+from prune_env.plan.cut import compact
+from prune_env.plan.plan import PruningPlan
 from prune_env.records import read_record
 from prune_env.recovery.masks import KeepMasks, require_masks
 from prune_env.storage import Unreadable, load_described, parse, save_tensors, write_json
 from prune_env.structure.entry import require_loaded
 from prune_env.structure.rewrite import Layout, tensors_of
-from prune_env.surgery.apply import compact
-from prune_env.surgery.plan import PruningPlan
 
 WEIGHTS, PLAN, METADATA = "model.safetensors", "plan.json", "metadata.json"
 """What `load` reads, and copies of two parts of it for people and other programs."""

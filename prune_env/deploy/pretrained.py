@@ -21,10 +21,10 @@ from prune_env.deploy.configs import config_of
 from prune_env.deploy.layers import dropped_layers, renumbered, shallower
 from prune_env.deploy.reading_back import agree, require_free, write_checked
 from prune_env.errors import ModelError, PlanError
+from prune_env.plan.plan import PruningPlan
 from prune_env.structure.blocks import choice_biases, gone_along, routers
 from prune_env.structure.inputs import Inputs
 from prune_env.structure.rewrite import Layout, tensors_of
-from prune_env.surgery.plan import PruningPlan
 
 Shapes = Mapping[str, tuple[int, ...]]
 Scale = tuple[str, int]

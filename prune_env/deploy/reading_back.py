@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prune_env.errors import ModelError, PlanError, RunError
-from prune_env.measure.outputs import LOGITS
+from prune_env.quality.outputs import LOGITS
 from prune_env.structure.inputs import Inputs, call_model, eval_mode
 
 CONFIG = "config.json"

@@ -15,25 +15,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prune_env.calibration.gradients import loss_gradients
+from prune_env.calibration.statistics import Calibration
 from prune_env.checks import check_fields
+from prune_env.costs.model import CostModel, Metric
+from prune_env.criteria.elementwise import Criterion, require_finite
+from prune_env.criteria.scorers import Evidence, score_groups
 from prune_env.errors import ConfigError, DataError
+from prune_env.fingerprint import DIGEST, Identity, fingerprint, identity_of
 from prune_env.mdp.options import CHECKS, unknown_option
 from prune_env.mdp.rewards import Reward
 from prune_env.mdp.rules import require_reachable
-from prune_env.measure.batches import (
+from prune_env.plan.cut import Candidates
+from prune_env.plan.delivery import calibration_batches, fingerprint_of, repaired
+from prune_env.plan.plan import PruningPlan
+from prune_env.plan.recipe import CALIBRATION_SAMPLES, Recipe
+from prune_env.quality.batches import (
     Batch,
     channels_last,
     first_samples,
     parted,
     take_batches,
 )
-from prune_env.measure.calibration import Calibration
-from prune_env.measure.costs import CostModel, Metric
-from prune_env.measure.evaluators import ClassifierEvaluator, Evaluator, Hopeless, Metrics
-from prune_env.measure.fingerprint import DIGEST, Identity, fingerprint, identity_of
-from prune_env.measure.gradients import loss_gradients
-from prune_env.measure.inference import Inference, fitting_batch
-from prune_env.measure.outputs import AUTO, Output, Said
+from prune_env.quality.evaluators import ClassifierEvaluator, Evaluator, Hopeless, Metrics
+from prune_env.quality.inference import Inference, fitting_batch
+from prune_env.quality.outputs import AUTO, Output, Said
+from prune_env.repair.build import build_ladders
+from prune_env.repair.ladder import Ladders
+from prune_env.repair.repairs import Repair, repair_named
 from prune_env.structure.blame import naming_layer
 from prune_env.structure.copies import copied, sharing
 from prune_env.structure.entry import require_loaded
@@ -41,16 +50,7 @@ from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import Inputs
 from prune_env.structure.options import PerGroup, constrain
 from prune_env.structure.rewrite import tensors_of
-from prune_env.surgery.apply import Candidates
-from prune_env.surgery.build import build_ladders
-from prune_env.surgery.criteria import Criterion, require_finite
-from prune_env.surgery.delivery import calibration_batches, fingerprint_of, repaired
-from prune_env.surgery.ladder import Ladders
-from prune_env.surgery.plan import PruningPlan
-from prune_env.surgery.recipe import CALIBRATION_SAMPLES, Recipe
-from prune_env.surgery.repair import Repair, repair_named
-from prune_env.surgery.scorers import Evidence, score_groups
-from prune_env.surgery.units import groups_of
+from prune_env.units import groups_of
 
 _log = logging.getLogger(__name__)
 

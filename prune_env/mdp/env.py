@@ -22,7 +22,7 @@ from prune_env.mdp.render import bars, table
 from prune_env.mdp.rewards import Outcome
 from prune_env.mdp.rules import Floats
 from prune_env.mdp.task import FEATURES, Kept, PruningTask, State
-from prune_env.surgery.plan import PruningPlan
+from prune_env.plan.plan import PruningPlan
 
 Array = NDArray[np.float32]
 VIEWS: dict[str, Callable[[PruningTask, Sequence[int]], Any]] = {"ansi": table, "rgb_array": bars}
@@ -316,11 +316,3 @@ def terminal_info(task: PruningTask, outcome: Outcome) -> dict[str, Any]:
         "plan": dict(zip(names, outcome.kept, strict=True)),
         "reward_terms": dict(outcome.terms),
     }
-
-
-gymnasium.register(
-    id="PruneEnv/Layerwise-v0",
-    entry_point="prune_env.mdp.env:PruneEnv",
-    vector_entry_point="prune_env.mdp.vector:LockstepVectorEnv",
-)
-gymnasium.register(id="PruneEnv/Plan-v0", entry_point="prune_env.mdp.env:PlanEnv")

@@ -16,16 +16,16 @@ from prune_env.checks import (
     text_or_several,
     whole,
 )
+from prune_env.costs.model import METRICS
+from prune_env.criteria.elementwise import Criterion
+from prune_env.criteria.scorers import SCORERS
 from prune_env.errors import BudgetError, GroupError
 from prune_env.mdp.leftover import LEFTOVERS
 from prune_env.mdp.rewards import REWARDS
-from prune_env.measure.costs import METRICS
-from prune_env.measure.inference import PRECISIONS
-from prune_env.measure.outputs import checked
-from prune_env.surgery.criteria import Criterion
-from prune_env.surgery.repair import REPAIRS, Repair
-from prune_env.surgery.scorers import SCORERS
-from prune_env.surgery.units import require_kinds
+from prune_env.quality.inference import PRECISIONS
+from prune_env.quality.outputs import checked
+from prune_env.repair.repairs import REPAIRS, Repair
+from prune_env.units import require_kinds
 
 _SPARSITY = real("a fraction of the units in [0, 1]", lambda x: 0 <= x <= 1, GroupError)
 _BY_NAME = "for all groups, or a dict of values by layer name or glob"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from prune_env.errors import look_up
-from prune_env.measure.evaluators import Metrics
+from prune_env.quality.evaluators import Metrics
 
 Rank = tuple[bool, float, float, float]
 

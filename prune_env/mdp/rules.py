@@ -15,8 +15,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from prune_env.costs.model import CostModel, Metric
 from prune_env.errors import BudgetError
-from prune_env.measure.costs import CostModel, Metric
 from prune_env.structure.groups import PrunableGroup
 
 Units = NDArray[np.int64]

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prune_env.checks import refuse
+from prune_env.costs.model import CostModel, Metric, metric_index
 from prune_env.errors import PlanError
+from prune_env.fingerprint import NUMERICS, Identity, identity_of
 from prune_env.mdp.borders import Sets, levels_of, value_of, values_of
 from prune_env.mdp.candidates import TaskOptions, prepare
 from prune_env.mdp.leftover import Leftover, give_back, leftover_named
@@ -29,13 +31,11 @@ from prune_env.mdp.options import BUDGET
 from prune_env.mdp.path import Path, uniform_path
 from prune_env.mdp.rewards import Outcome, Reward, kl, reward_named
 from prune_env.mdp.rules import SLACK, Floats, Rules, Units, as_kept, require_reachable
-from prune_env.measure.costs import CostModel, Metric, metric_index
-from prune_env.measure.evaluators import Hopeless, Metrics
-from prune_env.measure.fingerprint import NUMERICS, Identity, identity_of
-from prune_env.measure.outputs import Output
+from prune_env.plan.plan import PruningPlan
+from prune_env.plan.recipe import Recipe
+from prune_env.quality.evaluators import Hopeless, Metrics
+from prune_env.quality.outputs import Output
 from prune_env.structure.groups import PrunableGroup
-from prune_env.surgery.plan import PruningPlan
-from prune_env.surgery.recipe import Recipe
 
 Kept = tuple[int, ...]
 Evaluate = Callable[[Kept], Metrics]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from prune_env.errors import RunError
-from prune_env.measure.fingerprint import described
-from prune_env.measure.outputs import Output
+from prune_env.fingerprint import described
+from prune_env.quality.outputs import Output
 from prune_env.records import read_record
 from prune_env.recovery.masks import KeepMasks
 from prune_env.recovery.schedule import FinetuneSettings

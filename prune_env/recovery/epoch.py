@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prune_env.errors import DataError, ModelError
-from prune_env.measure.batches import Batch, split_batch
-from prune_env.measure.outputs import AUTO, TAKES, Output, Said, find_output, require_fit, run
-from prune_env.measure.padding import IGNORED
+from prune_env.quality.batches import Batch, split_batch
+from prune_env.quality.outputs import AUTO, TAKES, Output, Said, find_output, require_fit, run
+from prune_env.quality.padding import IGNORED
 from prune_env.recovery.schedule import FinetuneSettings
 from prune_env.structure.blame import CURE
 from prune_env.structure.inputs import Inputs, call_model, eval_mode, map_tensors

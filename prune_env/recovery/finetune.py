@@ -15,8 +15,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from prune_env.errors import DataError, ModelError
-from prune_env.measure.outputs import AUTO, Output, Said
-from prune_env.measure.padding import IGNORED
+from prune_env.quality.outputs import AUTO, Output, Said
+from prune_env.quality.padding import IGNORED
 from prune_env.recovery.checkpoint import (
     EpochRecord,
     Progress,

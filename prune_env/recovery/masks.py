@@ -16,9 +16,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from prune_env.checks import refuse
 from prune_env.errors import ModelError, PlanError
+from prune_env.plan.plan import PruningPlan
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.rewrite import Layout
-from prune_env.surgery.plan import PruningPlan
 
 _SHAPE = "shape of "
 """Before the name of a mask: what its packed bits are to be folded to."""

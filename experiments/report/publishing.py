@@ -1,0 +1,56 @@
+"""How figures are published: a page in Markdown, a JSON line, the command that made them."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """The settings, as JSON holds them."""
+    import torch
+
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    return {**settings, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def command_of(script: str, argv: Sequence[str]) -> str:
+    """What was typed, to be typed again."""
+    return shlex.join(["python", "-m", f"experiments.{script}", *argv])
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def publish(out: str, command: str, text: str, figures: Mapping[str, Any]) -> None:
+    """Print the page and, last, the JSON line; with `out`, write both to `out`.md and .json."""
+    from prune_env.storage import write_text
+
+    line = json.dumps(_finite({"command": command, **figures}), allow_nan=False)
+    if out:
+        write_text(f"{out}.md", f"{text}\nMade by\n\n    {command}\n")
+        write_text(f"{out}.json", line + "\n")
+    print(text)
+    print(line)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN: an undefined figure is null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def note(line: str) -> None:
+    """Progress, where it does not disturb the figures."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,100 @@
+"""The task of a comparison: opened once in every process, under any budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from prune_env import PruningTask
+from prune_env.errors import BudgetError
+from prune_env.experiments.config.compare import CompareConfig
+from prune_env.experiments.networks.presets import open_named
+from prune_env.experiments.networks.project import Project
+from prune_env.experiments.report.formats import cost_name
+from prune_env.experiments.report.quality import ACCURACY, Yardstick
+from prune_env.experiments.stages.directory import once
+from prune_env.experiments.stages.stages import machine, quality, task_options
+from prune_env.fingerprint import Identity
+
+FACTS = "facts.json"
+
+
+def facts_of(config: CompareConfig) -> dict[str, Any]:
+    """What a page says of the task; the task is opened to see that it is still the same.
+
+    Raises:
+        PruneEnvError: the task cannot be made, or a budget cannot be reached.
+    """
+    facts = once(config.folder / FACTS, fingerprint_of(config, 1.0), lambda: _facts(config))
+    for budget in config.budgets:
+        if facts["least"] > budget:
+            raise BudgetError(
+                f"budget {budget:g} of the dense {cost_name(config.on)} cannot be reached: with "
+                f"every group at its smallest level {facts['least']:.3f} remain. Leave it out of "
+                "--budgets, or raise --max-sparsity."
+            )
+    return facts
+
+
+def _facts(config: CompareConfig) -> dict[str, Any]:
+    opened, task, yardstick = _opened(config), _task(config), yardstick_of_task(config)
+    dense = task.dense
+    return {
+        "title": task.name,
+        "groups": task.length,
+        "quality": yardstick.name,
+        "predictions": None if dense is None else dense.samples,
+        "dense": None if dense is None else yardstick.of(dense),
+        "dense_held_out": quality(opened, opened.dense) if isinstance(opened, Project) else None,
+        "least": float(task.costs.ratio([group.levels[0] for group in task.groups], task.on)),
+        "machine": machine(),
+    }
+
+
+@lru_cache(maxsize=2)  # a transfer goes back and forth between its source and its target
+def _opened(config: CompareConfig) -> Project | PruningTask:
+    """What the config names, under its smallest budget; any other one has the same ladders."""
+    return open_named(config.task, **options_of(config))
+
+
+def options_of(config: CompareConfig) -> dict[str, Any]:
+    """Options of the task."""
+    options = {**task_options(config.run_config), "multiple_of": config.multiples}
+    return {**options, "budget": min(config.budgets)}
+
+
+def _task(config: CompareConfig) -> PruningTask:
+    opened = _opened(config)
+    return opened.task if isinstance(opened, Project) else opened
+
+
+def task_of(config: CompareConfig, budget: float) -> PruningTask:
+    """The task under a budget, with nothing measured yet: what a search finds costs it time."""
+    task = _task(config)
+    forget = getattr(task.evaluate, "forget", None)  # a toy's evaluation is a plain function
+    if forget is not None:
+        forget()
+    return replace(task, budget=budget)
+
+
+def fingerprint_of(config: CompareConfig, budget: float) -> Identity:
+    """What a search's figures are of, by the name of the part; see `PruningTask.fingerprint`."""
+    opened = _opened(config)
+    tested = opened.fingerprint if isinstance(opened, Project) else {}
+    return {**tested, **replace(_task(config), budget=budget).fingerprint}
+
+
+def yardstick_of_task(config: CompareConfig) -> Yardstick:
+    """The figure of quality of a comparison."""
+    opened = _opened(config)
+    return opened.yardstick if isinstance(opened, Project) else ACCURACY
+
+
+def held_out(config: CompareConfig, kept: Sequence[int]) -> float | None:
+    """The figure of quality on test, before fine-tuning, if the task comes with such data."""
+    opened = _opened(config)
+    if not isinstance(opened, Project):
+        return None
+    return quality(opened, opened.task.at(1.0).network(kept))  # of whatever budget it is
