@@ -54,7 +54,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 """Keywords of factories whose defaults are slow (a truncated normal from scipy)."""
 
-SIZES = {"inception_v3": 128, "vgg11": 32}
+SIZES = {"inception_v3": 299, "vgg11": 32}
 """Image sizes other than 64: the smallest that pass, or enough."""
 
 
