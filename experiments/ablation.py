@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from prune_env.experiments.config.cli import config_error
+from prune_env.experiments.config.cli import config_error, invoked
 from prune_env.experiments.config.compare import CompareConfig
 from prune_env.experiments.config.run import main_guard, option, parse
 from prune_env.experiments.report.publishing import command_of, markdown, publish
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     """Run what is missing, print the page and, last, the JSON line."""
     command = command_of("ablation", argv)
     argv = [re.sub("^--budget(?==|$)", "--budgets", word) for word in argv]
-    config = parse(AblationConfig, argv, prog="python -m experiments.ablation")
+    config = parse(AblationConfig, argv, prog=invoked("ablation"))
     earlier = [entry for out in config.beside for entry in _read(Path(f"{out}.json"))]
     entries = [*earlier, *measure(config, command)]
     publish(config.out, command, page(entries), {"ablations": entries})

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.run import main_guard, option, parse
 from prune_env.experiments.report.formats import percent
 from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
@@ -60,7 +61,7 @@ class AgentsConfig:
 @main_guard
 def main(argv: Sequence[str]) -> int:
     """Print the table and, last, the JSON line."""
-    config = parse(AgentsConfig, argv, prog="python -m experiments.bench_agents")
+    config = parse(AgentsConfig, argv, prog=invoked("bench_agents"))
     import torch
 
     if config.threads:

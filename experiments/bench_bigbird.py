@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.run import main_guard, option, parse
 from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
 
@@ -47,7 +48,7 @@ class BigBirdConfig:
 @main_guard
 def main(argv: Sequence[str]) -> int:
     """Print the tables and, last, the JSON line."""
-    config = parse(BigBirdConfig, argv, prog="python -m experiments.bench_bigbird")
+    config = parse(BigBirdConfig, argv, prog=invoked("bench_bigbird"))
     import torch
 
     if config.threads:

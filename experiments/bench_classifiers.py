@@ -20,6 +20,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.run import digest_of, main_guard, option, parse
 from prune_env.experiments.report.formats import percent, points
 from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
@@ -65,7 +66,7 @@ class ClassifierConfig:
 @main_guard
 def main(argv: Sequence[str]) -> int:
     """Print the table and, last, the JSON line."""
-    config = parse(ClassifierConfig, argv, prog="python -m experiments.bench_classifiers")
+    config = parse(ClassifierConfig, argv, prog=invoked("bench_classifiers"))
     import torch
 
     if config.threads:

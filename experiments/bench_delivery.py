@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.run import main_guard, option, parse
 from prune_env.experiments.report.formats import percent
 from prune_env.experiments.report.publishing import command_of, markdown, publish, settings_of
@@ -35,7 +36,7 @@ class DeliveryConfig:
 @main_guard
 def main(argv: Sequence[str]) -> int:
     """Print the table and, last, the JSON line."""
-    config = parse(DeliveryConfig, argv, prog="python -m experiments.bench_delivery")
+    config = parse(DeliveryConfig, argv, prog=invoked("bench_delivery"))
     import torch
 
     if config.threads:

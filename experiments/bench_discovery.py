@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.run import main_guard, option, parse
 from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
 
@@ -38,7 +39,7 @@ class DiscoveryConfig:
 @main_guard
 def main(argv: Sequence[str]) -> int:
     """Print the table and, last, the JSON line; 1 if a law is broken or discovery crashed."""
-    config = parse(DiscoveryConfig, argv, prog="python -m experiments.bench_discovery")
+    config = parse(DiscoveryConfig, argv, prog=invoked("bench_discovery"))
     import torch
 
     from prune_env.experiments.networks.zoo import ZOO

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from prune_env.experiments.benches.subjects import dense_weights, run_config
+from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.run import main_guard, option, parse
 from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
 
@@ -62,7 +63,7 @@ class BenchConfig:
 @main_guard
 def main(argv: Sequence[str]) -> int:
     """Print the table and, last, the JSON line."""
-    config = parse(BenchConfig, argv, prog="python -m experiments.bench_env")
+    config = parse(BenchConfig, argv, prog=invoked("bench_env"))
     import torch
 
     if config.threads:

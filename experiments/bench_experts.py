@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.run import main_guard, option, parse
 from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
 
@@ -43,7 +44,7 @@ class ExpertsConfig:
 @main_guard
 def main(argv: Sequence[str]) -> int:
     """Print the table and, last, the JSON line."""
-    config = parse(ExpertsConfig, argv, prog="python -m experiments.bench_experts")
+    config = parse(ExpertsConfig, argv, prog=invoked("bench_experts"))
     import torch
 
     if config.threads:

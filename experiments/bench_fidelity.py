@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from prune_env.experiments.benches.fidelity import FidelityConfig, measure
+from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.run import main_guard, parse
 from prune_env.experiments.report.correlation import interval, spearman
 from prune_env.experiments.report.publishing import command_of, markdown, publish, settings_of
@@ -43,7 +44,7 @@ NEAR = 0.05
 @main_guard
 def main(argv: Sequence[str]) -> int:
     """Print the table and, last, the JSON line."""
-    config = parse(FidelityConfig, argv, prog="python -m experiments.bench_fidelity")
+    config = parse(FidelityConfig, argv, prog=invoked("bench_fidelity"))
     import torch
 
     if config.threads:

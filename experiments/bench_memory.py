@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
+from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.run import main_guard, option, parse
 from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
 
@@ -48,7 +49,7 @@ class MemoryConfig:
 @main_guard
 def main(argv: Sequence[str]) -> int:
     """Print the table and, last, the JSON line."""
-    config = parse(MemoryConfig, argv, prog="python -m experiments.bench_memory")
+    config = parse(MemoryConfig, argv, prog=invoked("bench_memory"))
     start = time.perf_counter()
     figures = {**measure(config), "seconds": round(time.perf_counter() - start, 1)}
     figures["settings"] = settings_of(config)

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from prune_env.experiments.bench_weights import WeightsConfig, load
+from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.run import main_guard, option, parse
 from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
 
@@ -51,7 +52,7 @@ class NeuronsConfig:
 @main_guard
 def main(argv: Sequence[str]) -> int:
     """Print the table and, last, the JSON line."""
-    config = parse(NeuronsConfig, argv, prog="python -m experiments.bench_neurons")
+    config = parse(NeuronsConfig, argv, prog=invoked("bench_neurons"))
     import torch
 
     if config.threads:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from prune_env.experiments.benches.subjects import dense_weights, run_config, val_batches
+from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.run import main_guard, option, parse
 from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
 
@@ -51,7 +52,7 @@ class RepairConfig:
 @main_guard
 def main(argv: Sequence[str]) -> int:
     """Print the table and, last, the JSON line."""
-    config = parse(RepairConfig, argv, prog="python -m experiments.bench_repair")
+    config = parse(RepairConfig, argv, prog=invoked("bench_repair"))
     import torch
 
     if config.threads:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.run import main_guard, option, parse
 from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
 
@@ -74,7 +75,7 @@ METHODS = (
 @main_guard
 def main(argv: Sequence[str]) -> int:
     """Print the tables and, last, the JSON line."""
-    config = parse(WeightsConfig, argv, prog="python -m experiments.bench_weights")
+    config = parse(WeightsConfig, argv, prog=invoked("bench_weights"))
     import torch
 
     if config.threads:

@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.compare import CompareConfig
 from prune_env.experiments.config.run import main_guard, parse
 from prune_env.experiments.report.publishing import command_of
@@ -26,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     """Run what is missing, print the tables and write the pages; returns the exit status."""
     command = command_of("compare", argv)
     argv = [word.replace(ONE_BUDGET, "--budgets") if _is_old(word) else word for word in argv]
-    config = parse(CompareConfig, argv, prog="python -m experiments.compare")
+    config = parse(CompareConfig, argv, prog=invoked("compare"))
     # torch comes with these; --help must not wait for that
     from prune_env.experiments.report.comparison import (
         figures,

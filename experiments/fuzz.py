@@ -31,7 +31,7 @@ import numpy as np
 
 from prune_env.errors import ConfigError, PruneEnvError
 from prune_env.experiments.benches.fuzz_doors import DOORS, Attempt, Door
-from prune_env.experiments.config.cli import main_guard, parse
+from prune_env.experiments.config.cli import invoked, main_guard, parse
 from prune_env.experiments.config.run import option
 from prune_env.experiments.report.progress import progress
 from prune_env.storage import read_json, write_json, write_text
@@ -276,7 +276,7 @@ def again(config: FuzzConfig) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """The command; the last line is JSON."""
-    config = parse(FuzzConfig, argv, prog="experiments.fuzz", description=__doc__ or "")
+    config = parse(FuzzConfig, argv, prog=invoked("fuzz"), description=__doc__ or "")
     if config.only:
         return again(config)
     result = run(config)

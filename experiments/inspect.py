@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prune_env.experiments.config.cli import main_guard, parse
+from prune_env.experiments.config.cli import invoked, main_guard, parse
 from prune_env.experiments.config.run import option
 
 
@@ -38,7 +38,7 @@ class InspectConfig:
 @main_guard
 def main(argv: Sequence[str]) -> int:
     """Print the tables, one line per network, and one JSON object; 1 if discovery crashed."""
-    config = parse(InspectConfig, argv, prog="python -m experiments.inspect")
+    config = parse(InspectConfig, argv, prog=invoked("inspect"))
     if config.hf_config:
         return _price(config)
     from prune_env.experiments.benches.discovery import (  # torch comes with it

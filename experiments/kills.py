@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prune_env.experiments.config.cli import main_guard, parse
+from prune_env.experiments.config.cli import invoked, main_guard, parse
 from prune_env.experiments.config.run import option
 from prune_env.experiments.report.publishing import command_of, publish
 
@@ -96,7 +96,7 @@ class Countdown:
 @main_guard
 def main(argv: Sequence[str]) -> int:
     """Kill what is left to kill, print the table; 1 if a kill changed a result."""
-    config = parse(KillsConfig, argv, prog="python -m experiments.kills")
+    config = parse(KillsConfig, argv, prog=invoked("kills"))
     from prune_env.errors import look_up
     from prune_env.experiments.benches.kill_jobs import JOBS
 

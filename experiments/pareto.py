@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.pareto import ParetoConfig
 from prune_env.experiments.config.run import main_guard, parse
 from prune_env.experiments.report.publishing import command_of, publish
@@ -25,7 +26,7 @@ PAGE = "pareto"
 @main_guard
 def main(argv: Sequence[str]) -> int:
     """Run what is missing, write the page and print its figures; returns the exit status."""
-    config = parse(ParetoConfig, argv, prog="python -m experiments.pareto")
+    config = parse(ParetoConfig, argv, prog=invoked("pareto"))
     # torch comes with these; --help must not wait for that
     from prune_env.experiments.report.comparison import markdown_of
     from prune_env.experiments.report.page import Code, write_page, write_pictures

@@ -9,11 +9,13 @@ Every stage leaves its files in the run directory; the same command goes on wher
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.run import RunConfig, main_guard, parse
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 @main_guard
 def main(argv: Sequence[str]) -> int:
     """Run all stages; returns the exit status."""
-    config = parse(RunConfig, argv, prog="python -m experiments.run", description=__doc__ or "")
+    config = parse(RunConfig, argv, prog=invoked("run"), description=__doc__ or "")
     from prune_env.experiments.report.report import format_table, write_report
     from prune_env.experiments.stages.directory import open_run
     from prune_env.experiments.sweeps.checks import (
@@ -58,7 +60,7 @@ def opened(config: RunConfig) -> Project | PruningTask:
 
 def shown_command(argv: Sequence[str]) -> str:
     """The command line that makes this run again."""
-    return " ".join(["python -m experiments.run", *argv])
+    return f"{invoked('run')} {shlex.join(argv)}".rstrip()
 
 
 def run(

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.run import main_guard, parse
 from prune_env.experiments.config.transfer import TransferConfig, named_in_full
 from prune_env.experiments.report.publishing import command_of, publish
@@ -27,7 +28,7 @@ from prune_env.experiments.report.publishing import command_of, publish
 def main(argv: Sequence[str]) -> int:
     """Run what is missing, write the page and print its figures; returns the exit status."""
     command = command_of("transfer", argv)
-    config = parse(TransferConfig, named_in_full(argv), prog="python -m experiments.transfer")
+    config = parse(TransferConfig, named_in_full(argv), prog=invoked("transfer"))
     # torch comes with these; --help must not wait for that
     from prune_env.experiments.report.comparison import markdown_of
     from prune_env.experiments.report.page import Code, write_page

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from prune_env.costs.model import CostModel
 from prune_env.errors import ConfigError, DataError, ModelError
-from prune_env.experiments import compare, inspect, run
+from prune_env.experiments import compare, inspect, perplexity, run
 from prune_env.experiments.data import tokens
 from prune_env.experiments.data.texts import (
     END,
@@ -473,7 +473,7 @@ def test_bad_prices_end_with_status_2(arguments: list[str], words: str, capsys: 
 
 
 def test_perplexity_by_command(folder: Path, capsys: Any) -> None:
-    assert pretrained.main(["--model", str(folder)]) == 0
+    assert perplexity.main(["--model", str(folder)]) == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["parts"]["test"]["tokens"] == 90
     assert presets.tokens_beside(folder) == folder / "tokens.npz"

@@ -61,7 +61,7 @@ LOADERS = {"", "torch", "np", "json", "PruningPlan"}
 """Whose `load` may be called; torch's and NumPy's with what keeps them from unpickling."""
 BUILT_IN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}
 NAMERS = {
-    "prune_env/__init__.py", "experiments/benches/kill_jobs.py",
+    "prune_env/__init__.py", "experiments/benches/kill_jobs.py", "experiments/command.py",
     "prune_env/deploy/configs.py", "prune_env/mdp/registry.py", "prune_env/search/searchers.py",
     "experiments/networks/zoo.py", "experiments/data/images.py", "experiments/networks/pricing.py",
     "experiments/networks/vision.py",

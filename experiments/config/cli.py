@@ -59,6 +59,12 @@ def config_error(message: str) -> Exception:
     return ConfigError(message)
 
 
+def invoked(command: str) -> str:
+    """How a command was called: `prune-env run` where the package is installed, or the module."""
+    installed = Path(sys.argv[0]).stem == "prune-env"
+    return f"prune-env {command}" if installed else f"python -m experiments.{command}"
+
+
 def parse(
     config_class: type[Config], argv: Sequence[str], *, prog: str = "", description: str = ""
 ) -> Config:
@@ -76,7 +82,7 @@ def parse(
     if unknown:
         known = [s for a in parser._actions for s in a.option_strings if s.startswith("--")]
         name = unknown[0].split("=")[0]
-        raise config_error(f"unknown option '{name}'.{_nearest(name, known)} See --help.")
+        raise config_error(f"unknown option '{name}'.{nearest(name, known)} See --help.")
     file = given.pop("config", None)
     from_file = {} if file is None else _read_toml(Path(file), hints)
     for name, value in from_file.items():
@@ -110,7 +116,12 @@ def _parser(
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--config", metavar="FILE", help="TOML file of values that differ")
+    shipped = ", ".join(sorted(path.name for path in SHIPPED.glob("*.toml")))
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="TOML file of values that differ, a path or one of " + shipped,
+    )
     for entry in fields(config_class):
         kind = KINDS[hints[entry.name]]
         default = kind.show(entry.default)
@@ -190,7 +201,13 @@ KINDS: dict[Any, Kind] = {
 """Type of a config's field -> how it is read. Add a type here."""
 
 
+SHIPPED = Path(__file__).parents[1] / "configs"
+"""TOML files that come with the commands, known by their names alone: `--config digits.toml`."""
+
+
 def _read_toml(file: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
+    if not file.exists() and (SHIPPED / file).exists():
+        file = SHIPPED / file
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
@@ -200,7 +217,7 @@ def _read_toml(file: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in content.items():
         name = key.replace("-", "_")
         if name not in hints:
-            raise config_error(f"unknown key '{key}' in '{file}'.{_nearest(name, list(hints))}")
+            raise config_error(f"unknown key '{key}' in '{file}'.{nearest(name, list(hints))}")
         kind = KINDS[hints[name]]
         try:
             values[name] = kind.from_toml(value)
@@ -209,6 +226,7 @@ def _read_toml(file: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A clause that names the known word most like `name`, empty where none is."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean '{near[0]}'?" if near else ""

@@ -1,7 +1,6 @@
 """Language models in Hugging Face's format: any folder with a config, and a file of token ids.
 
     python -m experiments.run --model path/to/model --data tokens.npz
-    python -m experiments.pretrained --model path/to/model --data tokens.npz      (perplexity)
 
 Nothing is downloaded.
 """
@@ -10,11 +9,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
-import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +19,9 @@ from torch import Tensor, nn
 
 from prune_env import PruningTask
 from prune_env.errors import DataError, ModelError
-from prune_env.experiments.config.cli import main_guard, parse
-from prune_env.experiments.config.run import option
 from prune_env.experiments.data.images import import_extra
 from prune_env.experiments.data.places import locate
-from prune_env.experiments.data.tokens import LENGTH, TokenBatches, TokenSplits, load_tokens
+from prune_env.experiments.data.tokens import TokenBatches, TokenSplits, load_tokens
 from prune_env.experiments.networks.project import Project
 from prune_env.mdp.candidates import TaskOptions
 from prune_env.recovery.epoch import accuracy_and_loss
@@ -209,32 +203,6 @@ def preferred(options: dict[str, Any], **ours: Any) -> dict[str, Any]:
     return {**ours, **said}
 
 
-@dataclass(frozen=True)
-class PerplexityConfig:
-    """Perplexity of a language model on a file of token ids."""
-
-    model: str = option("stories260K", "a folder in Hugging Face's format, or a name in models/")
-    data: str = option("", "token ids: npz, npy, txt or bin; empty: the npz file of the model")
-    length: int = option(LENGTH, "tokens of a row, where the ids are one long line")
-
-
-@main_guard
-def main(argv: Sequence[str]) -> int:
-    """Print the perplexity on every part, and one JSON object."""
-    config = parse(PerplexityConfig, argv, prog="python -m experiments.pretrained")
-    folder = locate(config.model, "models")
-    splits = load_tokens(locate(config.data) if config.data else tokens_beside(folder))
-    model, figures = load_pretrained(folder), {}
-    for part in ("train", "val", "test"):
-        rows_NT = getattr(splits, part)
-        require_tokens(model, rows_NT)
-        found = eval_tokens(model, TokenBatches(rows_NT, ROWS))
-        figures[part] = found._asdict()
-        print(f"{part}: perplexity {found.perplexity:.4f} on {found.tokens:,} tokens")
-    print(json.dumps({"parts": figures, "settings": vars(config)}))
-    return 0
-
-
 def tokens_beside(folder: Path) -> Path:
     """The one file of token ids in a model's folder.
 
@@ -245,7 +213,3 @@ def tokens_beside(folder: Path) -> Path:
     if len(found) != 1:
         raise DataError(f"'{folder}' holds {len(found)} npz files of token ids; name one.")
     return found[0]
-
-
-if __name__ == "__main__":
-    sys.exit(main(None))

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from prune_env.experiments.config.cli import invoked
+
 
 def settings_of(config: Any) -> dict[str, Any]:
     """The settings, as JSON holds them."""
@@ -21,7 +23,7 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 def command_of(script: str, argv: Sequence[str]) -> str:
     """What was typed, to be typed again."""
-    return shlex.join(["python", "-m", f"experiments.{script}", *argv])
+    return f"{invoked(script)} {shlex.join(argv)}".rstrip()
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,20 +1,14 @@
 """The report: a pure function of a run's results, for people.
 
-    python -m experiments.report runs/digits-0.5-0123456789     (writes the pages again)
-
 Every number comes from results.json; nothing is measured here.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prune_env.errors import RunError
-from prune_env.experiments.config.run import main_guard
 from prune_env.experiments.report.figures import learning_figure, scatter_figure, sparsity_figure
 from prune_env.experiments.report.findings import best_row, error_of, stage_of, verdict
 from prune_env.experiments.report.formats import cost_name, percent
@@ -144,23 +138,3 @@ def _groups(results: Results) -> list[Block]:
         few = frozen <= FEW_GROUPS
         parts.append(Fold(f"{frozen} groups left alone", (frozen_table(results),), open=few))
     return parts
-
-
-@main_guard
-def main(argv: Sequence[str]) -> int:
-    """Write the pages of a finished run again."""
-    if len(argv) != 1 or argv[0] in ("-h", "--help"):
-        print("usage: python -m experiments.report RUN_DIRECTORY")
-        return 0 if argv and argv[0] in ("-h", "--help") else 2
-    path = Path(argv[0]) / "results.json"
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read '{path}': {error}. Give a finished run directory.") from error
-    print(write_report(results, argv[0]))
-    print(format_table(results))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(None))
