@@ -19,6 +19,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics, RescaleAction
 from hypothesis import given
 from hypothesis import strategies as st
+from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from toys import asked_of, tasks
 
@@ -161,6 +162,47 @@ def test_the_plan_of_an_episode_can_be_applied() -> None:
     env.reset()
     with pytest.raises(PruneEnvError, match="no plan"):
         _ = env.plan
+
+
+@pytest.mark.parametrize("make", [PruneEnv, PlanEnv])
+def test_the_best_episode_is_kept(make: type[PlanningEnv]) -> None:
+    """It ranks above all others, is the first of equals, and a reset does not lose it."""
+    env = make(real_task(budget=0.9), budgets=(0.3, 0.9))
+    with pytest.raises(PruneEnvError, match="no best plan before the last step"):
+        _ = env.best
+    outcomes, plans, budgets = [], [], []
+    for seed in (*range(6), 0):  # the first once more
+        episode(env, seed)
+        assert env._outcome is not None
+        outcomes.append(env._outcome)
+        plans.append(env.plan)
+        budgets.append(env.current.budget)
+    env.reset()
+    ranks = [outcome.rank for outcome in outcomes]
+    first = ranks.index(max(ranks))
+    assert env.best.outcome is outcomes[first]
+    assert env.best.plan.kept == plans[first].kept
+    assert env.best.plan.notes == plans[first].notes
+    assert env.best.task.budget == budgets[first]
+    again = prune_env.compact(toy_model("residual"), env.best.plan)
+    assert sum(p.numel() for p in env.best.network().parameters()) == sum(
+        p.numel() for p in again.parameters()
+    )
+    assert env.best.network()(toy_inputs("residual")).isfinite().all()
+    assert len(repr(env.best)) < 200
+
+
+@pytest.mark.long
+def test_what_an_agent_found_is_at_hand_after_learning() -> None:
+    """SB3 resets an environment when an episode ends, and wraps it."""
+    env = gymnasium.make(ID, task="toy", budget=0.6)
+    paid: list[float] = []
+    inner: Any = env.unwrapped
+    measure = inner.measure
+    inner.measure = lambda kept: (outcome := measure(kept), paid.append(outcome.reward))[0]
+    PPO("MlpPolicy", env, gamma=1.0, n_steps=16, batch_size=16, seed=0).learn(32)
+    assert len(paid) == 8
+    assert inner.best.outcome.reward == max(paid)
 
 
 # ---- vectors

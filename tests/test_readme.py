@@ -67,7 +67,7 @@ PREAMBLES: dict[str, tuple[str, str]] = {
     "format_groups(groups": (NETWORK, "assert len(live) == 4"),
     "MistralForCausalLM(config)": ("", "assert len(info['plan']) == 4"),
     '"mixer.down.weight"': (NETWORK + MIXER, "assert task.groups[-1].units == 12"),
-    'gym.make("PruneEnv/Layerwise-v0")': ("", "assert 'stages.0.0.conv1' in best_plan.levels"),
+    'gym.make("PruneEnv/Layerwise-v0")': ("", "assert 'stages.0.0.conv1' in best.plan.levels"),
     "stable_baselines3": (TOY, ""),
     "import load, save": (NETWORK + EPISODE, "assert torch.equal(small(images), "
                           "env.network()(images))"),

@@ -147,6 +147,23 @@ def test_plans_are_measured_together() -> None:
     assert seen == [(5, 4)] * 2
 
 
+def test_the_best_episode_is_that_of_the_loop() -> None:
+    task = toy_task()
+    lockstep, loop = (make(task, 3, budgets=(0.3, 0.9)) for make in (LockstepVectorEnv, looped))
+    with pytest.raises(PruneEnvError, match="no best plan before"):
+        _ = lockstep.best
+    for envs in (lockstep, loop):
+        envs.reset(seed=1)
+        envs.action_space.seed(1)
+        for _ in range(3 * task.length):
+            envs.step(envs.action_space.sample())
+    found = [env.best for env in loop.envs]
+    first = max(found, key=lambda best: best.outcome.rank)
+    assert lockstep.best.outcome == first.outcome
+    assert lockstep.best.task.budget == first.task.budget
+    assert lockstep.best.plan.kept == first.plan.kept
+
+
 def test_rendering_gives_a_picture_for_each() -> None:
     envs = LockstepVectorEnv(toy_task(), 2, render_mode="ansi", budgets=(0.3, 0.7))
     envs.reset(options={"budget": [0.4, 0.6]})

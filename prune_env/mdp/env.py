@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from prune_env.errors import ConfigError, PruneEnvError
+from prune_env.mdp.best import Best, better, found
 from prune_env.mdp.budgets import Budgets, asked_budget, task_at
 from prune_env.mdp.registry import make_task
 from prune_env.mdp.render import bars, table
@@ -91,6 +92,7 @@ class PlanningEnv(gymnasium.Env[Array, Array]):
         self.current = self.task
         self.render_mode = render_mode
         self._outcome: Outcome | None = None
+        self._best: Best | None = None
 
     def _begin(self, seed: int | None, options: Mapping[str, Any] | None) -> dict[str, Any]:
         """Take up the budget of a new episode; returns what `reset` has to say."""
@@ -103,6 +105,21 @@ class PlanningEnv(gymnasium.Env[Array, Array]):
     def measure(self, kept: Kept) -> Outcome:
         """What a finished plan is worth; override to charge for it or to pay otherwise."""
         return self.current.outcome(kept)
+
+    @property
+    def best(self) -> Best:
+        """The best finished episode, whoever played it; a reset does not lose it.
+
+        Raises:
+            PruneEnvError: no episode is finished.
+        """
+        return found(self._best)
+
+    def _finish(self, kept: Kept) -> Outcome:
+        """Measure the plan that ends an episode, and remember the best."""
+        self._outcome = outcome = self.measure(kept)
+        self._best = better(self._best, Best(self.current, outcome))
+        return outcome
 
     @property
     @abstractmethod
@@ -198,9 +215,9 @@ class PruneEnv(PlanningEnv):
         observation = self.current.observe(state)
         if len(state.kept) < self.task.length:
             return observation, 0.0, False, False, info
-        self._outcome = self.measure(state.kept)
-        info.update(terminal_info(self.current, self._outcome))
-        return observation, self._outcome.reward, True, False, info
+        outcome = self._finish(state.kept)
+        info.update(terminal_info(self.current, outcome))
+        return observation, outcome.reward, True, False, info
 
     def _open_state(self) -> State:
         if self._state is None or len(self._state.kept) == self.task.length:
@@ -258,11 +275,11 @@ class PlanEnv(PlanningEnv):
         self._require_open()
         asked = numbers(action, self.task.length).tolist()
         plan = self.current.decode(np.clip(asked, 0.0, 1.0).tolist())
-        self._outcome, self._open = self.measure(plan), False
+        outcome, self._open = self._finish(plan), False
         units = [group.units for group in self.task.groups]
-        taken = [1.0 - kept / n for kept, n in zip(self._outcome.kept, units, strict=True)]
-        info = {"asked": asked, "taken": taken, **terminal_info(self.current, self._outcome)}
-        return self._observation(), self._outcome.reward, True, False, info
+        taken = [1.0 - kept / n for kept, n in zip(outcome.kept, units, strict=True)]
+        info = {"asked": asked, "taken": taken, **terminal_info(self.current, outcome)}
+        return self._observation(), outcome.reward, True, False, info
 
     def _require_open(self) -> None:
         if not self._open:

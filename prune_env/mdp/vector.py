@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from prune_env.checks import whole
 from prune_env.errors import ConfigError, PruneEnvError
+from prune_env.mdp.best import Best, better, found
 from prune_env.mdp.budgets import Budgets, asked_budget, task_at
 from prune_env.mdp.env import CLOSED, VIEWS, Array, PruneEnv, numbers, opened, terminal_info
 from prune_env.mdp.lockstep import Lockstep
@@ -76,6 +77,7 @@ class LockstepVectorEnv(VectorEnv[Array, Array, NDArray[Any]]):
         self.action_space = batch_space(single.action_space, num_envs)
         self._randoms = [seeding.np_random()[0] for _ in range(num_envs)]
         self._walk: Lockstep | None = None
+        self._best: Best | None = None
 
     def reset(
         self, *, seed: Seeds = None, options: dict[str, Any] | None = None
@@ -112,6 +114,7 @@ class LockstepVectorEnv(VectorEnv[Array, Array, NDArray[Any]]):
         for number, outcome in enumerate(outcomes):
             info = {**terminal_info(self.task, outcome), "budget": float(walk.budget_N[number])}
             ended = self._add_info(ended, info, number)
+            self._best = better(self._best, Best(self.task.at(info["budget"]), outcome))
         last_N = np.empty(count, object)  # Gymnasium wants them apart
         for number, row_F in enumerate(walk.observation_NF):
             last_N[number] = row_F
@@ -126,6 +129,15 @@ class LockstepVectorEnv(VectorEnv[Array, Array, NDArray[Any]]):
         tasks = {budget: self.task.at(budget) for budget in set(budgets)}
         plans = zip(kept_NG, budgets, strict=True)
         return [tasks[budget].outcome(as_kept(kept_G)) for kept_G, budget in plans]
+
+    @property
+    def best(self) -> Best:
+        """The best finished episode of all; a reset does not lose it.
+
+        Raises:
+            PruneEnvError: no episode is finished.
+        """
+        return found(self._best)
 
     def render(self) -> tuple[Any, ...] | None:
         """The decisions so far of every episode, in the chosen render mode."""
