@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
 from prune_env import PruningTask
-from prune_env.mdp.lockstep import Lockstep, plans_beside
-from prune_env.mdp.path import beside
+from prune_env.mdp.lockstep import Walk, plans_beside
 from prune_env.mdp.rules import Units
 from prune_env.search.account import Payment
 
@@ -160,7 +159,7 @@ class Walks(Lanes):
         self._begin()
 
     def _begin(self) -> None:
-        self._walk = Lockstep(self.task, self._budgets(self.num_envs))
+        self._walk = Walk(self.task, self._budgets(self.num_envs))
         self._start_N = self._potential_N = self._potential()
 
     def _potential(self) -> Floats:
@@ -174,7 +173,7 @@ class Walks(Lanes):
     def step_wait(self) -> Step:
         """Decide a group in every lane."""
         walk, before_N = self._walk, self._potential_N
-        walk.advance(beside(walk.prior_N, self._actions[:, 0].astype(np.float64)))
+        walk.advance(walk.beside(self._actions.astype(np.float64)))
         if walk.finished:
             last = self.observed(self._walk)
             worth_N = self.payment(walk.kept_NG, walk.budget_N) - self._start_N
@@ -193,12 +192,12 @@ class Walks(Lanes):
 
     def plans(self, act: Callable[[Array], Floats], budget_N: Floats) -> Units:
         """Walks of their own."""
-        walk = Lockstep(self.task, budget_N)
+        walk = Walk(self.task, budget_N)
         while not walk.finished:
-            walk.advance(beside(walk.prior_N, act(self.observed(walk))[:, 0]))
+            walk.advance(walk.beside(act(self.observed(walk))))
         return walk.kept_NG
 
-    def observed(self, walk: Lockstep) -> Array:
+    def observed(self, walk: Walk) -> Array:
         """What the policy sees of any walk through this task, (N, F)."""
         scaled = (walk.observation_NF - self._mean_F) / self._spread_F
         return np.clip(scaled, -LIMIT, LIMIT).astype(np.float32)
@@ -246,9 +245,9 @@ class Plans(Lanes):
 
 def statistics(task: PruningTask) -> tuple[Floats, Floats]:
     """Mean and spread of every feature along the prior's plan, each of shape (F,)."""
-    walk, seen = Lockstep(task, np.array([task.budget])), []
+    walk, seen = Walk(task, np.array([task.budget])), []
     while not walk.finished:
         seen.append(walk.observation_NF[0])
-        walk.advance(walk.prior_N)
+        walk.advance(walk.prior_NA)
     features_GF = np.stack(seen).astype(np.float64)
     return features_GF.mean(0), np.maximum(features_GF.std(0), LEAST_SPREAD)

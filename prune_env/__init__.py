@@ -69,12 +69,16 @@ _HOMES = {
     "save": "prune_env.deploy.bundle",
 }
 
-gymnasium.register(
-    id="PruneEnv/Layerwise-v0",
-    entry_point="prune_env.mdp.env:PruneEnv",
-    vector_entry_point="prune_env.mdp.vector:LockstepVectorEnv",
-)
-gymnasium.register(id="PruneEnv/Plan-v0", entry_point="prune_env.mdp.env:PlanEnv")
+for _name, _one, _many in (
+    ("Layerwise", "PruneEnv", "LockstepVectorEnv"),
+    ("Plan", "PlanEnv", "PlanVectorEnv"),
+    ("Discrete", "DiscreteEnv", "DiscreteVectorEnv"),
+):
+    gymnasium.register(
+        id=f"PruneEnv/{_name}-v0",
+        entry_point=f"prune_env.mdp.env:{_one}",
+        vector_entry_point=f"prune_env.mdp.vector:{_many}",
+    )
 
 
 def __getattr__(name: str) -> object:

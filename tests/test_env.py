@@ -17,7 +17,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics, RescaleAction
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
@@ -26,6 +26,7 @@ from toys import asked_of, tasks
 import prune_env
 from prune_env.errors import BudgetError, ConfigError, PruneEnvError
 from prune_env.mdp.env import PlanEnv, PlanningEnv, PruneEnv
+from prune_env.mdp.leftover import give_back, leave
 from prune_env.mdp.losses import expected_losses, expected_worth
 from prune_env.mdp.path import path_of
 from prune_env.mdp.registry import TASKS, make_task, register_task
@@ -430,14 +431,24 @@ def test_a_third_is_an_octave_of_what_is_kept() -> None:
 
 @given(data=st.data())
 def test_offsets_are_monotone_and_lead_to_sparsities(data: st.DataObject) -> None:
-    inner = PlanEnv(data.draw(tasks()))
-    env = ResidualAction(inner)
+    env = ResidualAction(PruneEnv(data.draw(tasks())))
     env.reset()
     offsets = np.sort(data.draw(st.lists(st.floats(-2, 2), min_size=5, max_size=5)))
-    shape = inner.action_space.shape
-    found = np.stack([env.action(np.full(shape, x, np.float32)) for x in offsets])
+    found = np.array([env.action(action(x)) for x in offsets])
     assert (np.diff(found, axis=0) >= 0).all()
-    assert all(inner.action_space.contains(row) for row in found)
+    assert ((found >= 0) & (found <= 1)).all()
+
+
+@given(data=st.data())
+@settings(max_examples=50)
+def test_offsets_of_a_whole_plan_are_shifted_along_the_path(data: st.DataObject) -> None:
+    task = replace(data.draw(tasks()), leftover=data.draw(st.sampled_from([give_back, leave])))
+    offset = (2 * np.array(data.draw(asked_of(task))) - 1).astype(np.float32)
+    env = ResidualAction(PlanEnv(task))
+    env.reset()
+    info = env.step(offset)[4]
+    assert tuple(info["plan"].values()) == task.beside(offset.astype(float).tolist())
+    assert info["taken"] == info["asked"]
 
 
 @pytest.mark.parametrize("make", ENVS)

@@ -28,6 +28,7 @@ HOMES = {
     "gymnasium": {
         "prune_env/__init__.py",  # registers the ids
         "prune_env/mdp/env.py",
+        "prune_env/mdp/shapes.py",
         "prune_env/mdp/vector.py",
         "prune_env/mdp/wrappers.py",
         "agents/",

@@ -15,18 +15,28 @@ from hypothesis import strategies as st
 from toys import tasks
 
 from prune_env.errors import BudgetError, ConfigError, PruneEnvError
-from prune_env.mdp.env import PruneEnv
+from prune_env.mdp.env import PlanningEnv, PruneEnv
 from prune_env.mdp.rewards import Outcome
 from prune_env.mdp.rules import Units
 from prune_env.mdp.task import PruningTask
-from prune_env.mdp.vector import LockstepVectorEnv
+from prune_env.mdp.vector import (
+    DiscreteVectorEnv,
+    LockstepVectorEnv,
+    PlanningVectorEnv,
+    PlanVectorEnv,
+)
 from prune_env.testing import toy_task
 
 ID = "PruneEnv/Layerwise-v0"
 
 
-def looped(task: PruningTask, count: int, **options: Any) -> SyncVectorEnv[Any, Any]:
-    make = [partial(PruneEnv, task, **options)] * count
+KINDS = (LockstepVectorEnv, PlanVectorEnv, DiscreteVectorEnv)
+
+
+def looped(
+    task: PruningTask, count: int, single: type[PlanningEnv] = PruneEnv, **options: Any
+) -> SyncVectorEnv[Any, Any]:
+    make = [partial(single, task, **options)] * count
     return SyncVectorEnv(make, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
@@ -47,16 +57,17 @@ def same(first: Any, second: Any) -> None:
         assert first.shape == second.shape
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-@settings(max_examples=40)
-def test_lockstep_is_the_loop(data: st.DataObject) -> None:
+@settings(max_examples=20)
+def test_lockstep_is_the_loop(kind: type[PlanningVectorEnv], data: st.DataObject) -> None:
     """Over three episodes, with drawn budgets, under any actions."""
     task, count = data.draw(tasks()), data.draw(st.integers(1, 4))
     least = float(task.rules.ratio(task.rules.least_G[None])[0])
     ends = sorted(data.draw(st.lists(st.floats(least, 1.0), min_size=2, max_size=2)))
     budgets = data.draw(st.sampled_from([None, ends]))
-    loop = looped(task, count, budgets=budgets)
-    lockstep = LockstepVectorEnv(task, count, budgets=budgets)
+    loop = looped(task, count, kind.single, budgets=budgets)
+    lockstep = kind(task, count, budgets=budgets)
     assert lockstep.observation_space == loop.observation_space
     assert lockstep.action_space == loop.action_space
     assert lockstep.single_observation_space == loop.single_observation_space

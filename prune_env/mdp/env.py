@@ -1,31 +1,33 @@
-"""The Gymnasium shells around `PruningTask`: they convert types and nothing else.
+"""The Gymnasium environments: one episode of what `prune_env.mdp.lockstep` steps, in their types.
 
-Legend: F features, G groups.
+Legend: F features, G groups, L levels of the group that has most.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box
 from numpy.typing import NDArray
 from torch import nn
 
 from prune_env.errors import ConfigError, PruneEnvError
 from prune_env.mdp.best import Best, better, found
 from prune_env.mdp.budgets import Budgets, asked_budget, task_at
+from prune_env.mdp.info import FinalInfo, ResetInfo, StepInfo, finished_info
+from prune_env.mdp.lockstep import Episodes, Walk
 from prune_env.mdp.registry import make_task
 from prune_env.mdp.render import bars, table
 from prune_env.mdp.rewards import Outcome
-from prune_env.mdp.rules import Floats
-from prune_env.mdp.task import FEATURES, Kept, PruningTask, State
+from prune_env.mdp.rules import Floats, as_kept
+from prune_env.mdp.shapes import LEVELS, PLAN, WALK, Shape, masks
+from prune_env.mdp.task import Kept, PruningTask
 from prune_env.plan.plan import PruningPlan
 
 Array = NDArray[np.float32]
+CLOSED = "the episode is over (or not begun). Call reset() before step()."
 VIEWS: dict[str, Callable[[PruningTask, Sequence[int]], Any]] = {"ansi": table, "rgb_array": bars}
 """Pictures of a plan in the making, by render mode."""
 
@@ -51,11 +53,12 @@ def opened(
     return task if isinstance(task, PruningTask) else make_task(task, **options)
 
 
-class PlanningEnv(gymnasium.Env[Array, Array]):
-    """What every shape of the decision process shares: the task, the finished plan, pictures.
+class PlanningEnv(gymnasium.Env[Array, Any]):
+    """What every shape of the decision process shares.
 
     Every `reset` takes up a budget: `options={"budget": 0.4}`, or one drawn from `budgets` with the
-    environment's own `np_random`. It says so in `info["budget"]`, and so does the last step.
+    environment's own `np_random`. `reset` says so (`prune_env.mdp.info.ResetInfo`), every `step`
+    says what was asked and taken (`StepInfo`), the last one what the plan measured (`FinalInfo`).
 
     Args:
         task: a `PruningTask`, the name of a registered task, or "package.module:function".
@@ -78,6 +81,7 @@ class PlanningEnv(gymnasium.Env[Array, Array]):
         "render_modes": list(VIEWS),
         "render_fps": 4,
     }
+    shape: ClassVar[Shape]
 
     def __init__(
         self,
@@ -91,16 +95,57 @@ class PlanningEnv(gymnasium.Env[Array, Array]):
         self.budgets = Budgets.of(self.task, budgets)
         self.current = self.task
         self.render_mode = render_mode
+        self.observation_space = self.shape.observations(self.task)
+        self.action_space = self.shape.actions(self.task)
+        self._begun: Episodes | None = None
         self._outcome: Outcome | None = None
         self._best: Best | None = None
 
-    def _begin(self, seed: int | None, options: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Take up the budget of a new episode; returns what `reset` has to say."""
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, ResetInfo]:  # type: ignore[override]  # Gymnasium says dict[str, Any]
+        """Start with the dense network; but for its budget an episode is deterministic.
+
+        Raises:
+            ConfigError: an option that there is not, or a budget that is no number.
+            BudgetError: the budget is out of range or cannot be reached.
+        """
         super().reset(seed=seed)
         asked = asked_budget(options)
         budget = self.budgets.draw(self.np_random) if asked is None else asked
         self.current, self._outcome = task_at(self.task, budget), None
-        return {"budget": self.current.budget}
+        self._begun = self.shape.episodes(self.current, np.array([self.current.budget]))
+        return self._begun.observation_NF[0], {"budget": self.current.budget}
+
+    def step(  # type: ignore[override]
+        self, action: Any
+    ) -> tuple[Array, float, bool, bool, StepInfo | FinalInfo]:
+        """Decide what is next; the last step measures the plan.
+
+        Raises:
+            PruneEnvError: the episode is over or not begun, or the action is malformed.
+        """
+        episodes = self.episodes
+        asked_1A = self.shape.sparsities(episodes, action)
+        taken_1A = episodes.advance(asked_1A)
+        said: StepInfo = {"asked": _said(episodes, asked_1A), "taken": _said(episodes, taken_1A)}
+        observation = episodes.observation_NF[0]
+        if not episodes.finished:
+            return observation, 0.0, False, False, said
+        outcome = self._finish(as_kept(episodes.kept_NG[0]))
+        final: FinalInfo = {**said, **finished_info(self.current, outcome)}
+        return observation, outcome.reward, True, False, final
+
+    @property
+    def episodes(self) -> Episodes:
+        """The one under way, as arrays of N = 1.
+
+        Raises:
+            PruneEnvError: there is none.
+        """
+        if self._begun is None or self._begun.finished:
+            raise PruneEnvError(CLOSED)
+        return self._begun
 
     def measure(self, kept: Kept) -> Outcome:
         """What a finished plan is worth; override to charge for it or to pay otherwise."""
@@ -122,14 +167,16 @@ class PlanningEnv(gymnasium.Env[Array, Array]):
         return outcome
 
     @property
-    @abstractmethod
     def completed(self) -> Kept:
         """The plan, if the task's prior decided the rest."""
+        return as_kept(self.episodes.completed_NG[0])
 
     @property
-    @abstractmethod
     def prior(self) -> Floats:
         """The action, in full precision, that the task's prior would take now."""
+        episodes = self.episodes
+        action: Floats = self.shape.of_sparsities(episodes, episodes.prior_NA)[0]
+        return action
 
     @property
     def plan(self) -> PruningPlan:
@@ -155,7 +202,7 @@ class PlanningEnv(gymnasium.Env[Array, Array]):
     @property
     def decided(self) -> Kept:
         """Kept units of the groups decided so far."""
-        return () if self._outcome is None else self._outcome.kept
+        return () if self._begun is None else as_kept(self._begun.kept_NG[0, : self._begun.number])
 
     def render(self) -> Any:
         """The decisions so far, in the chosen render mode."""
@@ -165,79 +212,27 @@ class PlanningEnv(gymnasium.Env[Array, Array]):
             else VIEWS[self.render_mode](self.current, self.decided)
         )
 
+    def __str__(self) -> str:
+        return f"<{type(self).__name__}({self.task!r})>"
+
+    __repr__ = __str__
+
+
+def _said(episodes: Episodes, value_1A: Floats) -> Any:
+    """As JSON: a number, or a list where a step decides all groups."""
+    return float(value_1A[0, 0]) if isinstance(episodes, Walk) else value_1A[0].tolist()
+
 
 class PruneEnv(PlanningEnv):
     """Prune a network group by group: every step decides the sparsity of one group.
 
     Action: Box(0, 1, (1,)), the sparsity of the current group; what lies outside counts as the edge
-    next to it, NaN is refused. Observation: Box(0, 1, (F,)), see
-    `prune_env.mdp.task.FEATURES`. The reward is 0 until the last group, then that of the finished
-    plan, which always meets the budget. The `info` of `reset` holds the `budget`, that of every
-    step the `asked` and `taken` sparsity of the group just decided; the last one also holds
-
-    - `budget`: of this episode,
-    - `accuracy`, `kl`, `loss`: quality on the reward samples,
-    - `flops_ratio`, `params_ratio`: cost left as a fraction of the dense network,
-    - `plan`: kept units per group, `reward_terms`: the reward by name.
-
-    Arguments and errors: see `PlanningEnv`.
+    next to it, NaN is refused. Observation: Box(0, 1, (F,)), see `prune_env.mdp.task.FEATURES`. The
+    reward is 0 until the last group, then that of the finished plan, which always meets the budget.
+    `prior` is (1,). Arguments, infos and errors: see `PlanningEnv`.
     """
 
-    def __init__(
-        self,
-        task: str | PruningTask = "digits",
-        *,
-        budgets: Sequence[float] | None = None,
-        render_mode: str | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(task, budgets=budgets, render_mode=render_mode, **options)
-        self.observation_space = Box(0.0, 1.0, (len(FEATURES),), np.float32)
-        self.action_space = Box(0.0, 1.0, (1,), np.float32)
-        self._state: State | None = None
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Array, dict[str, Any]]:
-        """Start with the dense network; but for its budget an episode is deterministic."""
-        info = self._begin(seed, options)
-        self._state = State()
-        return self.current.observe(self._state), info
-
-    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        """Decide the sparsity of the next group."""
-        state = self._open_state()
-        (asked,) = numbers(action, 1).tolist()
-        group = self.task.groups[len(state.kept)]
-        self._state = state = self.current.advance(state, min(max(asked, 0.0), 1.0))
-        taken = 1.0 - state.kept[len(state.asked) - 1] / group.units
-        info: dict[str, Any] = {"asked": asked, "taken": taken}
-        observation = self.current.observe(state)
-        if len(state.kept) < self.task.length:
-            return observation, 0.0, False, False, info
-        outcome = self._finish(state.kept)
-        info.update(terminal_info(self.current, outcome))
-        return observation, outcome.reward, True, False, info
-
-    def _open_state(self) -> State:
-        if self._state is None or len(self._state.kept) == self.task.length:
-            raise PruneEnvError(CLOSED)
-        return self._state
-
-    @property
-    def completed(self) -> Kept:
-        """The plan, if the task's path decided the groups that are left."""
-        return self.current.complete(self._open_state())
-
-    @property
-    def prior(self) -> Floats:
-        """Sparsity, (1,), that the task's path asks of the current group under what is left."""
-        return np.array([self.current.prior(self._open_state())])
-
-    @property
-    def decided(self) -> Kept:
-        """Kept units of the groups decided so far."""
-        return () if self._state is None else self._state.kept
+    shape = WALK
 
 
 class PlanEnv(PlanningEnv):
@@ -245,91 +240,30 @@ class PlanEnv(PlanningEnv):
 
     Action: Box(0, 1, (G,)), the sparsity of every group, shifted together until the budget is met
     (`PruningTask.decode`), so no group is favoured by its place. Observation: Box(0, 1, (1,)), the
-    budget. The `info` of `step` holds what the last one of `PruneEnv` does, `asked` and `taken` as
-    lists. Arguments and errors: see `PlanningEnv`.
+    budget. `prior` is (G,). Arguments, infos and errors: see `PlanningEnv`.
     """
 
-    def __init__(
-        self,
-        task: str | PruningTask = "digits",
-        *,
-        budgets: Sequence[float] | None = None,
-        render_mode: str | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(task, budgets=budgets, render_mode=render_mode, **options)
-        self.observation_space = Box(0.0, 1.0, (1,), np.float32)
-        self.action_space = Box(0.0, 1.0, (self.task.length,), np.float32)
-        self._open = False
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Array, dict[str, Any]]:
-        """Show the budget; but for it an episode is deterministic."""
-        info = self._begin(seed, options)
-        self._open = True
-        return self._observation(), info
-
-    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        """Decide everything."""
-        self._require_open()
-        asked = numbers(action, self.task.length).tolist()
-        plan = self.current.decode(np.clip(asked, 0.0, 1.0).tolist())
-        outcome, self._open = self._finish(plan), False
-        units = [group.units for group in self.task.groups]
-        taken = [1.0 - kept / n for kept, n in zip(outcome.kept, units, strict=True)]
-        info = {"asked": asked, "taken": taken, **terminal_info(self.current, outcome)}
-        return self._observation(), outcome.reward, True, False, info
-
-    def _require_open(self) -> None:
-        if not self._open:
-            raise PruneEnvError(CLOSED)
-
-    def _observation(self) -> Array:
-        return np.array([self.current.budget], dtype=np.float32)
-
-    @property
-    def completed(self) -> Kept:
-        """The plan of the task's path at the budget."""
-        self._require_open()
-        return self.current.beside([0.0] * self.task.length)
-
-    @property
-    def prior(self) -> Floats:
-        """Sparsities, (G,), of the plan of the task's path at the budget."""
-        return self.task.rules.sparsity(np.array(self.completed))
+    shape = PLAN
 
 
-CLOSED = "the episode is over (or not begun). Call reset() before step()."
+class DiscreteEnv(PlanningEnv):
+    """Group by group, for agents that choose among actions: the action is a level of the group.
 
-
-def numbers(action: Array, count: int) -> Floats:
-    """An action as numbers.
-
-    Raises:
-        PruneEnvError: it holds another number of values, or one that is not finite.
+    Action: Discrete(L), from 0, the fewest units, to all that the group has. `action_masks()` says
+    what may be chosen, in the convention of sb3-contrib's MaskablePPO; for agents without masks
+    (DQN) any other number is read as the nearest level below that the budget allows. Observation
+    and reward are those of `PruneEnv`. Arguments, infos and errors: see `PlanningEnv`.
     """
-    try:
-        values = np.asarray(action, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise PruneEnvError(f"the action is no array of numbers: {error}.") from None
-    if len(values) != count:
-        raise PruneEnvError(f"the action holds {len(values)} values; {count} are expected.")
-    if not np.isfinite(values).all():
-        raise PruneEnvError(f"the action is {values.tolist()}; finite numbers are expected.")
-    return values
 
+    shape = LEVELS
 
-def terminal_info(task: PruningTask, outcome: Outcome) -> dict[str, Any]:
-    """What the last `info` of an episode says about the finished plan."""
-    names = (group.name for group in task.groups)
-    return {
-        "budget": task.budget,
-        "accuracy": outcome.metrics.accuracy,
-        "kl": outcome.metrics.kl,
-        "loss": outcome.metrics.loss,
-        "flops_ratio": outcome.flops_ratio,
-        "params_ratio": outcome.params_ratio,
-        "plan": dict(zip(names, outcome.kept, strict=True)),
-        "reward_terms": dict(outcome.terms),
-    }
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which actions, (L,), are levels of the group at hand that leave the budget reachable.
+
+        Raises:
+            PruneEnvError: the episode is over or not begun.
+        """
+        walk = self.episodes
+        assert isinstance(walk, Walk)
+        allowed: NDArray[np.bool_] = masks(walk)[0]
+        return allowed

@@ -164,6 +164,14 @@ class Rules:
         fits_N = self.ratio(self.level_GL[group_G, place_NG]) <= budget_N + SLACK
         return np.where(fits_N[:, None], place_NG, base_NG)
 
+    def shift(self, asked_NG: Floats, budget_N: Floats) -> Floats:
+        """Asked sparsities (N, G), all of a plan moved by one number that meets its budget."""
+
+        def shifted(shift_N: Floats) -> Floats:
+            return np.clip(asked_NG + shift_N[:, None] - 1.0, 0.0, 1.0)
+
+        return shifted(self.decode(shifted, 2.0, budget_N))
+
     def decode(self, want: Callable[[Floats], Floats], steps: float, budget_N: Floats) -> Floats:
         """The smallest shift (N,) in [0, steps] at which `want(shift)` meets the budgets.
 

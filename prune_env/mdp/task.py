@@ -26,7 +26,7 @@ from prune_env.errors import PlanError
 from prune_env.fingerprint import NUMERICS, Identity, identity_of
 from prune_env.mdp.borders import Sets, levels_of, value_of, values_of
 from prune_env.mdp.candidates import TaskOptions, prepare
-from prune_env.mdp.leftover import Leftover, give_back, leftover_named
+from prune_env.mdp.leftover import Leftover, decoded, give_back, leftover_named
 from prune_env.mdp.options import BUDGET
 from prune_env.mdp.path import Path, uniform_path
 from prune_env.mdp.rewards import Outcome, Reward, kl, reward_named
@@ -110,6 +110,12 @@ class PruningTask:
     output: Output = field(default_factory=Output)
     origin: Path | None = None
     name: str = "task"
+
+    def __repr__(self) -> str:
+        return (
+            f"PruningTask({self.name!r}, {self.length} groups, "
+            f"budget={self.budget:.4g} of {self.on})"
+        )
 
     def __post_init__(self) -> None:
         metric_index(self.on)
@@ -324,18 +330,14 @@ class PruningTask:
     def decode(self, asked: Sequence[float]) -> Kept:
         """A whole plan at once: asked sparsities, shifted together until the budget is met.
 
-        No group is favoured by its place. `decode([0] * length)` is the uniform plan.
+        No group is favoured by its place. `decode([0] * length)` is the uniform plan. A task that
+        leaves budget unspent (`leftover`) does not shift what meets it already.
 
         Raises:
             PlanError: not one sparsity per group in [0, 1].
         """
-        want_1G = self._sparsities(asked)
-
-        def shifted(shift_N: Floats) -> Floats:
-            return np.clip(want_1G + shift_N[:, None] - 1.0, 0.0, 1.0)
-
-        asked_1G = shifted(self.rules.decode(shifted, 2.0, np.array([self.budget])))
-        return self._finished(self.rules.snap(asked_1G), asked_1G)
+        asked_1G, budget_1 = self._sparsities(asked), np.array([self.budget])
+        return as_kept(decoded(self.rules, self.leftover, asked_1G, budget_1)[0])
 
     def beside(self, offset: Sequence[float]) -> Kept:
         """A whole plan at once: offsets in [-1, 1] from the path, shifted along it to the budget.

@@ -1,15 +1,15 @@
-"""N episodes of the walk in lockstep, as Gymnasium's own vector API: arrays in, arrays out.
+"""N episodes in lockstep, as Gymnasium's own vector API: arrays in, arrays out.
 
 What `SyncVectorEnv` makes of N `PruneEnv`s, number for number, without N Python loops: one call
 decides a group everywhere, and N finished plans are measured together.
 
-Legend: N episodes, G groups, F features.
+Legend: N episodes, A what an action holds, G groups, F features, L levels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium.utils import seeding
@@ -21,19 +21,30 @@ from prune_env.checks import whole
 from prune_env.errors import ConfigError, PruneEnvError
 from prune_env.mdp.best import Best, better, found
 from prune_env.mdp.budgets import Budgets, asked_budget, task_at
-from prune_env.mdp.env import CLOSED, VIEWS, Array, PruneEnv, numbers, opened, terminal_info
-from prune_env.mdp.lockstep import Lockstep
+from prune_env.mdp.env import (
+    CLOSED,
+    VIEWS,
+    Array,
+    DiscreteEnv,
+    PlanEnv,
+    PlanningEnv,
+    PruneEnv,
+    opened,
+)
+from prune_env.mdp.info import finished_info
+from prune_env.mdp.lockstep import Episodes, Walk
 from prune_env.mdp.rewards import Outcome
 from prune_env.mdp.rules import Floats, Units, as_kept
+from prune_env.mdp.shapes import masks
 from prune_env.mdp.task import PruningTask
 
 Seeds = int | Sequence[int | None] | None
 
 
-class LockstepVectorEnv(VectorEnv[Array, Array, NDArray[Any]]):
-    """N episodes of `PruneEnv` side by side; all end in the same step.
+class PlanningVectorEnv(VectorEnv[Array, Any, NDArray[Any]]):
+    """N episodes of an environment side by side; all end in the same step.
 
-    Spaces, rewards and infos are those of `SyncVectorEnv` over N `PruneEnv`s with
+    Spaces, rewards and infos are those of `SyncVectorEnv` over N of them with
     `AutoresetMode.SAME_STEP`: the last step returns the first observations of the next episodes,
     `infos["final_obs"]` and `infos["final_info"]` hold what ended.
 
@@ -49,13 +60,14 @@ class LockstepVectorEnv(VectorEnv[Array, Array, NDArray[Any]]):
         task: as it was given.
 
     Raises:
-        ConfigError: no episode at all; otherwise see `PruneEnv`.
+        ConfigError: no episode at all; otherwise see `PlanningEnv`.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so
-        **PruneEnv.metadata,
+        **PlanningEnv.metadata,
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
+    single: ClassVar[type[PlanningEnv]]
 
     def __init__(
         self,
@@ -70,13 +82,13 @@ class LockstepVectorEnv(VectorEnv[Array, Array, NDArray[Any]]):
         self.task = opened(task, options, render_mode)
         self.budgets = Budgets.of(self.task, budgets)
         self.num_envs, self.render_mode = num_envs, render_mode
-        single = PruneEnv(self.task)
-        self.single_observation_space = single.observation_space
-        self.single_action_space = single.action_space
-        self.observation_space = batch_space(single.observation_space, num_envs)
-        self.action_space = batch_space(single.action_space, num_envs)
+        self.shape = self.single.shape
+        self.single_observation_space = self.shape.observations(self.task)
+        self.single_action_space = self.shape.actions(self.task)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
         self._randoms = [seeding.np_random()[0] for _ in range(num_envs)]
-        self._walk: Lockstep | None = None
+        self._begun: Episodes | None = None
         self._best: Best | None = None
 
     def reset(
@@ -98,34 +110,50 @@ class LockstepVectorEnv(VectorEnv[Array, Array, NDArray[Any]]):
         return self._begin(asked_budget(options))
 
     def step(
-        self, actions: Array
+        self, actions: Any
     ) -> tuple[Array, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Decide the sparsity of the next group, actions (N, 1), in every episode."""
-        walk, count = self._open_walk(), self.num_envs
-        asked_N = numbers(actions, count)
-        group = self.task.groups[walk.number]
-        walk.advance(asked_N)
-        taken_N = 1.0 - walk.kept_NG[:, walk.number - 1] / group.units
-        never = np.zeros(count, np.bool_)
-        if not walk.finished:
-            infos = self._of_all(asked=asked_N, taken=taken_N)
-            return walk.observation_NF, np.zeros(count), never, never.copy(), infos
-        ended, outcomes = self._of_all(asked=asked_N, taken=taken_N), self.measure(walk.kept_NG)
-        for number, outcome in enumerate(outcomes):
-            info = {**terminal_info(self.task, outcome), "budget": float(walk.budget_N[number])}
-            ended = self._add_info(ended, info, number)
-            self._best = better(self._best, Best(self.task.at(info["budget"]), outcome))
-        last_N = np.empty(count, object)  # Gymnasium wants them apart
-        for number, row_F in enumerate(walk.observation_NF):
-            last_N[number] = row_F
+        """Decide what is next in every episode, actions (N, A).
+
+        Raises:
+            PruneEnvError: nothing is begun, or the actions are malformed.
+        """
+        episodes = self.episodes
+        asked_NA = self.shape.sparsities(episodes, actions)
+        taken_NA = episodes.advance(asked_NA)
+        said = self._of_all(asked=_said(episodes, asked_NA), taken=_said(episodes, taken_NA))
+        never = np.zeros(self.num_envs, np.bool_)
+        if not episodes.finished:
+            return episodes.observation_NF, np.zeros(self.num_envs), never, never.copy(), said
+        reward_N = self._finish(said)
+        last_N = _each(episodes.observation_NF)
         observations, infos = self._begin(None)
-        infos |= self._of_all(final_obs=last_N, final_info=ended)
-        rewards = np.array([outcome.reward for outcome in outcomes])
-        return observations, rewards, ~never, never, infos
+        infos |= self._of_all(final_obs=last_N, final_info=said)
+        return observations, reward_N, ~never, never, infos
+
+    def _finish(self, said: dict[str, Any]) -> Floats:
+        """Measure the plans that end N episodes, add what they are to `said`; the rewards, (N,)."""
+        episodes = self.episodes
+        outcomes = self.measure(episodes.kept_NG)
+        for number, outcome in enumerate(outcomes):
+            task = self.task.at(float(episodes.budget_N[number]))
+            self._add_info(said, {**finished_info(task, outcome)}, number)
+            self._best = better(self._best, Best(task, outcome))
+        return np.array([outcome.reward for outcome in outcomes])
+
+    @property
+    def episodes(self) -> Episodes:
+        """Those under way, as arrays.
+
+        Raises:
+            PruneEnvError: there are none.
+        """
+        if self._begun is None:
+            raise PruneEnvError(CLOSED)
+        return self._begun
 
     def measure(self, kept_NG: Units) -> list[Outcome]:
         """What N finished plans are worth, each under its budget; override to pay otherwise."""
-        budgets = self._open_walk().budget_N.tolist()
+        budgets = self.episodes.budget_N.tolist()
         tasks = {budget: self.task.at(budget) for budget in set(budgets)}
         plans = zip(kept_NG, budgets, strict=True)
         return [tasks[budget].outcome(as_kept(kept_G)) for kept_G, budget in plans]
@@ -143,27 +171,22 @@ class LockstepVectorEnv(VectorEnv[Array, Array, NDArray[Any]]):
         """The decisions so far of every episode, in the chosen render mode."""
         if self.render_mode is None:
             return None
-        view, walk = VIEWS[self.render_mode], self._open_walk()
-        rows = zip(walk.kept_NG[:, : walk.number], walk.budget_N, strict=True)
+        view, episodes = VIEWS[self.render_mode], self.episodes
+        rows = zip(episodes.kept_NG[:, : episodes.number], episodes.budget_N, strict=True)
         return tuple(view(self.task.at(float(b)), as_kept(kept_g)) for kept_g, b in rows)
 
     @property
     def prior(self) -> Floats:
-        """Actions, (N, 1), that the task's path asks for under the budgets that are left."""
-        return self._open_walk().prior_N[:, None]
+        """Actions, (N, A), that the task's path asks for under the budgets that are left."""
+        return self.shape.of_sparsities(self.episodes, self.episodes.prior_NA)
 
     def _begin(self, asked: Any) -> tuple[Array, dict[str, Any]]:
         if asked is None:
             budgets = [self.budgets.draw(random) for random in self._randoms]
         else:
             budgets = [task_at(self.task, budget).budget for budget in self._for_each(asked)]
-        self._walk = Lockstep(self.task, np.array(budgets))
-        return self._walk.observation_NF, self._of_all(budget=np.array(budgets))
-
-    def _open_walk(self) -> Lockstep:
-        if self._walk is None:
-            raise PruneEnvError(CLOSED)
-        return self._walk
+        self._begun = self.shape.episodes(self.task, np.array(budgets))
+        return self._begun.observation_NF, self._of_all(budget=np.array(budgets))
 
     def _of_all(self, **values: Any) -> dict[str, Any]:
         """Infos that every episode has, as Gymnasium lays them out."""
@@ -189,3 +212,43 @@ class LockstepVectorEnv(VectorEnv[Array, Array, NDArray[Any]]):
                 )
             return list(values)
         return [values] * self.num_envs
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.task!r}, num_envs={self.num_envs})"
+
+
+class LockstepVectorEnv(PlanningVectorEnv):
+    """N episodes of `PruneEnv`; see `PlanningVectorEnv`."""
+
+    single = PruneEnv
+
+
+class PlanVectorEnv(PlanningVectorEnv):
+    """N episodes of `PlanEnv`; see `PlanningVectorEnv`."""
+
+    single = PlanEnv
+
+
+class DiscreteVectorEnv(PlanningVectorEnv):
+    """N episodes of `DiscreteEnv`; see `PlanningVectorEnv`."""
+
+    single = DiscreteEnv
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which actions, (N, L), are levels of the group at hand that leave budgets reachable."""
+        walk = self.episodes
+        assert isinstance(walk, Walk)
+        return masks(walk)
+
+
+def _said(episodes: Episodes, value_NA: Floats) -> NDArray[Any]:
+    """As `SyncVectorEnv` stacks it: numbers, or lists where a step decides all groups."""
+    return value_NA[:, 0] if isinstance(episodes, Walk) else _each(value_NA.tolist())
+
+
+def _each(rows: Any) -> NDArray[Any]:
+    """An array of N objects; Gymnasium wants them apart."""
+    each = np.empty(len(rows), object)
+    for number, row in enumerate(rows):
+        each[number] = row
+    return each

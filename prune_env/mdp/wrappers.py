@@ -16,9 +16,9 @@ from gymnasium.spaces import Box
 from gymnasium.utils import RecordConstructorArgs
 
 from prune_env.errors import ConfigError
-from prune_env.mdp.env import Array, PlanningEnv, numbers
+from prune_env.mdp.env import Array, PlanningEnv
 from prune_env.mdp.losses import expected_worth
-from prune_env.mdp.path import beside
+from prune_env.mdp.shapes import numbers
 from prune_env.mdp.task import Kept
 
 Potential = Callable[[Kept], float]
@@ -37,13 +37,14 @@ class ResidualAction(gymnasium.ActionWrapper[Array, Array, Array], RecordConstru
         env: a `PruneEnv` or `PlanEnv`, wrapped or not, with sparsities as actions.
 
     Raises:
-        ConfigError: it is no environment of ours.
+        ConfigError: it is no environment of ours, or its actions are levels.
     """
 
     def __init__(self, env: gymnasium.Env[Array, Array]) -> None:
         RecordConstructorArgs.__init__(self)
         gymnasium.ActionWrapper.__init__(self, env)
         self._planning = planning_env(env)
+        require_sparsities(env.action_space)
         self.action_space = Box(-1.0, 1.0, env.action_space.shape, np.float32)
 
     def action(self, action: Array) -> Array:
@@ -52,9 +53,9 @@ class ResidualAction(gymnasium.ActionWrapper[Array, Array, Array], RecordConstru
         Raises:
             PruneEnvError: the action is malformed, or the episode is over.
         """
-        prior = self._planning.prior
-        offset = np.clip(numbers(action, len(prior)), -1.0, 1.0)
-        return beside(prior, offset).astype(np.float32)
+        episodes = self._planning.episodes
+        offset_1A = np.clip(numbers(action, episodes.width), -1.0, 1.0)[None]
+        return episodes.beside(offset_1A)[0]
 
 
 class ShapedReward(gymnasium.Wrapper[Array, Array, Array, Array], RecordConstructorArgs):
@@ -112,3 +113,16 @@ def planning_env(env: gymnasium.Env[Array, Array]) -> PlanningEnv:
             "environments wrap each."
         )
     return inner
+
+
+def require_sparsities(space: gymnasium.Space[Any]) -> None:
+    """Check that actions are sparsities.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if not isinstance(space, Box):
+        raise ConfigError(
+            f"ResidualAction needs sparsities as actions; these are {space}. Wrap "
+            "PruneEnv/Layerwise-v0 or PruneEnv/Plan-v0."
+        )
