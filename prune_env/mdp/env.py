@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import Space
 from numpy.typing import NDArray
 from torch import nn
 
@@ -95,7 +96,7 @@ class PlanningEnv(gymnasium.Env[Array, Any]):
         self.budgets = Budgets.of(self.task, budgets)
         self.current = self.task
         self.render_mode = render_mode
-        self.observation_space = self.shape.observations(self.task)
+        self.observation_space: Space[Any] = self.shape.observations(self.task)
         self.action_space = self.shape.actions(self.task)
         self._begun: Episodes | None = None
         self._outcome: Outcome | None = None
@@ -103,7 +104,7 @@ class PlanningEnv(gymnasium.Env[Array, Any]):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Array, ResetInfo]:  # type: ignore[override]  # Gymnasium says dict[str, Any]
+    ) -> tuple[Array, dict[str, Any]]:
         """Start with the dense network; but for its budget an episode is deterministic.
 
         Raises:
@@ -115,11 +116,10 @@ class PlanningEnv(gymnasium.Env[Array, Any]):
         budget = self.budgets.draw(self.np_random) if asked is None else asked
         self.current, self._outcome = task_at(self.task, budget), None
         self._begun = self.shape.episodes(self.current, np.array([self.current.budget]))
-        return self._begun.observation_NF[0], {"budget": self.current.budget}
+        said: ResetInfo = {"budget": self.current.budget}
+        return self._begun.observation_NF[0], {**said}
 
-    def step(  # type: ignore[override]
-        self, action: Any
-    ) -> tuple[Array, float, bool, bool, StepInfo | FinalInfo]:
+    def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Decide what is next; the last step measures the plan.
 
         Raises:
@@ -131,10 +131,10 @@ class PlanningEnv(gymnasium.Env[Array, Any]):
         said: StepInfo = {"asked": _said(episodes, asked_1A), "taken": _said(episodes, taken_1A)}
         observation = episodes.observation_NF[0]
         if not episodes.finished:
-            return observation, 0.0, False, False, said
+            return observation, 0.0, False, False, {**said}
         outcome = self._finish(as_kept(episodes.kept_NG[0]))
         final: FinalInfo = {**said, **finished_info(self.current, outcome)}
-        return observation, outcome.reward, True, False, final
+        return observation, outcome.reward, True, False, {**final}
 
     @property
     def episodes(self) -> Episodes:

@@ -63,13 +63,15 @@ def _of_levels(episodes: Episodes, actions: Any) -> Floats:
             f"(fewest units) to {most}."
         )
     level_N = rules.level_GL[group, number_N.astype(np.int64)]  # rows are padded with the last
-    return (1.0 - level_N / rules.units_G[group])[:, None]
+    sparsity_NA: Floats = (1.0 - level_N / rules.units_G[group])[:, None]
+    return sparsity_NA
 
 
 def _levels_of(episodes: Episodes, sparsity_NA: Floats) -> Floats:
     rules, group = episodes.task.rules, episodes.number
     keep_N1 = (1.0 - sparsity_NA) * rules.units_G[group]
-    return rules.number(keep_N1, slice(group, group + 1))[:, 0].astype(np.float64)
+    number_N: Floats = rules.number(keep_N1, slice(group, group + 1))[:, 0].astype(np.float64)
+    return number_N
 
 
 def _features(task: PruningTask) -> Box:
@@ -96,7 +98,8 @@ def masks(walk: Walk) -> NDArray[np.bool_]:
     """Which levels (N, L) the group at hand has and the budgets allow; never none."""
     rules, number = walk.task.rules, walk.number
     there_L = np.arange(rules.level_GL.shape[1]) <= rules.top_G[number]
-    return there_L & (rules.level_GL[number] <= walk.most_N[:, None])
+    allowed_NL: NDArray[np.bool_] = there_L & (rules.level_GL[number] <= walk.most_N[:, None])
+    return allowed_NL
 
 
 def numbers(action: Any, count: int) -> Floats:

@@ -47,7 +47,7 @@ class ResidualAction(gymnasium.ActionWrapper[Array, Array, Array], RecordConstru
         require_sparsities(env.action_space)
         self.action_space = Box(-1.0, 1.0, env.action_space.shape, np.float32)
 
-    def action(self, action: Array) -> Array:
+    def action(self, action: Array) -> Any:
         """The sparsities beside the prior's.
 
         Raises:
