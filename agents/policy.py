@@ -19,11 +19,11 @@ import torch
 from gymnasium.spaces import Box
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import check_for_correct_spaces
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
-from prune_env.agents.lanes import LIMIT, Lanes
 from prune_env.errors import ConfigError, RunError
+from prune_env.mdp.transforms import LIMIT
 from prune_env.search.account import LANES
 from prune_env.storage import load_described, parse, save_tensors
 
@@ -112,7 +112,7 @@ def _check(policy: Policy) -> None:
 def rebuilt(
     policy: Policy,
     algorithm: type[BaseAlgorithm],
-    env: Lanes | None,
+    env: VecEnv | None,
     seed: int | None,
     chosen: Mapping[str, Any],
 ) -> BaseAlgorithm:

@@ -1,6 +1,6 @@
 """Agents from stable-baselines3 and sb3-contrib as searchers.
 
-    ledger --prior--> path --Lanes--> N episodes in lockstep --payment--> worths --SB3--> policy
+    ledger --prior--> path --lanes--> N episodes in lockstep --payment--> worths --SB3--> policy
 
 The plans of the prior are measured first, the deterministic policy's plan last; what lies between
 is spent by the payment (see prune_env/search/account.py).
@@ -24,15 +24,18 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.vec_env import VecEnv
 
 from prune_env import Ledger
-from prune_env.agents.lanes import HELP, Array, Budgets, Floats, Help, Lanes, Plans, Walks
+from prune_env.agents.lanes import HELP, Array, Help, lanes, plans_of
 from prune_env.agents.policy import POLICY, read_policy, rebuilt, write_policy
 from prune_env.agents.settings import lanes_of, settings
 from prune_env.errors import ConfigError
+from prune_env.mdp.env import PlanEnv, PlanningEnv, PruneEnv
 from prune_env.mdp.path import Path
-from prune_env.mdp.rules import as_kept
-from prune_env.mdp.task import Kept
+from prune_env.mdp.rules import Floats, as_kept
+from prune_env.mdp.task import Kept, PruningTask
+from prune_env.mdp.vector import Draw
 from prune_env.search.account import (
     LANES,
     PRACTICE,
@@ -52,10 +55,10 @@ CHECKPOINTS = 10
 
 @dataclass(frozen=True)
 class Agent:
-    """An algorithm of SB3, the shape of the task it sees, and the settings it is given."""
+    """An algorithm of SB3, and the environment that it learns on."""
 
     algorithm: type[BaseAlgorithm]
-    lanes: type[Walks] | type[Plans] = Walks
+    env: type[PlanningEnv] = PruneEnv
 
 
 AGENTS: dict[str, Agent] = {
@@ -65,7 +68,7 @@ AGENTS: dict[str, Agent] = {
     "td3": Agent(sb3.TD3),
     "ddpg": Agent(sb3.DDPG),
     "tqc": Agent(sb3_contrib.TQC),
-    "ppo_plan": Agent(sb3.PPO, Plans),
+    "ppo_plan": Agent(sb3.PPO, PlanEnv),
 }
 
 
@@ -87,7 +90,7 @@ class Course:
     practice: Practice | None = PRACTICE
     help: Help = HELP
     lanes: int = 0
-    budgets: Callable[[int], Budgets] | None = None
+    budgets: Callable[[int], Draw] | None = None
     policy: FilePath | None = None
     finals: tuple[float, ...] = ()
 
@@ -108,8 +111,8 @@ def learn(name: str, ledger: Ledger, seed: int, course: Course = COURSE) -> None
     account.reserve = float(len(finals))
     payment = _payment(account, course, seed)
     budgets = course.budgets(seed) if course.budgets else None
-    env = kind.lanes(task, payment, course.lanes, course.help, budgets)
-    steps = (task.length if kind.lanes is Walks else 1) * course.lanes
+    env = lanes(task, payment, course.lanes, kind.env, course.help, budgets)
+    steps = (task.length if kind.env is PruneEnv else 1) * course.lanes
     with private_randomness():
         agent = _agent(name, env, task.length, seed, course)
         agent.set_logger(Logger(None, [_Figures(ledger)]))
@@ -123,7 +126,7 @@ def learn(name: str, ledger: Ledger, seed: int, course: Course = COURSE) -> None
         _save(name, agent, ledger)
         with contextlib.suppress(Exhausted):
             for budget in finals:
-                account.measure(plan_by(agent, env, budget))
+                account.measure(plan_by(agent, task, kind.env, budget))
 
 
 def _payment(account: Account, course: Course, seed: int) -> Payment:
@@ -132,7 +135,7 @@ def _payment(account: Account, course: Course, seed: int) -> Payment:
     return Practised(account, course.practice, seed)
 
 
-def _agent(name: str, env: Lanes, length: int, seed: int, course: Course) -> BaseAlgorithm:
+def _agent(name: str, env: VecEnv, length: int, seed: int, course: Course) -> BaseAlgorithm:
     kind, chosen = AGENTS[name], settings(name, length, course.lanes)
     if course.policy is not None:
         return load_policy(name, course.policy, env, seed, **chosen)
@@ -157,7 +160,7 @@ def _start_at_prior(agent: BaseAlgorithm) -> None:
 
 
 def load_policy(
-    name: str, path: FilePath, env: Lanes | None = None, seed: int | None = None, **chosen: Any
+    name: str, path: FilePath, env: VecEnv | None = None, seed: int | None = None, **chosen: Any
 ) -> BaseAlgorithm:
     """The agent `name` with a saved policy; `chosen` are its settings, if it is to learn.
 
@@ -185,14 +188,16 @@ def _groups(account: Account, course: Course) -> int:
     return rounds * (course.practice.rehearsals + 1)
 
 
-def plan_by(agent: BaseAlgorithm, env: Lanes, budget: float) -> Kept:
+def plan_by(
+    agent: BaseAlgorithm, task: PruningTask, kind: type[PlanningEnv], budget: float
+) -> Kept:
     """The plan of the deterministic policy under a budget."""
 
     def act(seen: Array) -> Floats:
         action, _ = agent.predict(seen, deterministic=True)
         return action.astype(np.float64)
 
-    return as_kept(env.plans(act, np.array([budget]))[0])
+    return as_kept(plans_of(task, kind, act, np.array([budget]))[0])
 
 
 class _Checkpoints(BaseCallback):

@@ -87,12 +87,12 @@ def rows_of(config: AblationConfig) -> dict[str, Variant]:
     Raises:
         ConfigError: there is no such agent.
     """
-    from prune_env.agents.lanes import Walks
     from prune_env.agents.sb3 import AGENTS
     from prune_env.errors import look_up
+    from prune_env.mdp.env import PruneEnv
 
     agent = config.agent
-    walks = look_up("agent", agent, AGENTS).lanes is Walks
+    walks = look_up("agent", agent, AGENTS).env is PruneEnv
     rows = {agent: Variant(agent, "The whole agent.")}
     for key, variant in variants().items():
         if walks or not variant.walks:

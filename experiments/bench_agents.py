@@ -122,13 +122,12 @@ def watched(split: Split) -> Iterator[None]:
 
 def _methods() -> dict[str, dict[type, tuple[str, ...]]]:
     from prune_env import Ledger
-    from prune_env.agents.lanes import Plans, Walks
+    from prune_env.agents.vec_env import AsVecEnv
     from prune_env.search.account import Practised
 
-    seen = ("__init__", "reset", "step_wait", "observed")
     return {
         EVALUATION: {Ledger: ("measure", "probe", "glimpse")},
-        ENVIRONMENT: {Walks: seen, Plans: seen},
+        ENVIRONMENT: {AsVecEnv: ("reset", "step_wait")},
         SURROGATE: {Practised: ("__call__", "potential")},
     }
 

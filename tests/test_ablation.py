@@ -12,7 +12,7 @@ import pytest
 
 from prune_env import Ledger
 from prune_env.agents import sb3
-from prune_env.agents.lanes import absolute, at_the_end
+from prune_env.agents.lanes import at_the_end
 from prune_env.experiments import ablation, compare
 from prune_env.experiments.ablation import AblationConfig, rows_of
 from prune_env.experiments.sweeps import variants as parts
@@ -20,6 +20,7 @@ from prune_env.experiments.sweeps.variants import HERE, variants
 from prune_env.mdp.leftover import leave
 from prune_env.mdp.rewards import accuracy
 from prune_env.mdp.task import PruningTask
+from prune_env.mdp.transforms import absolute
 from prune_env.search.account import Account
 from prune_env.search.screening import beside_best, screened
 from prune_env.search.searchers import searcher_named

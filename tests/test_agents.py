@@ -208,9 +208,8 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_policies_are_kept_on_the_way_and_the_last_one_gives_the_last_plan(tmp_path: Path) -> None:
-    from prune_env.agents.lanes import Walks
     from prune_env.agents.sb3 import load_policy, plan_by
-    from prune_env.search.account import Account, Measured
+    from prune_env.mdp.env import PruneEnv
     from prune_env.search.allocators import best_prior
 
     task, seen = toy_task(budget=0.6), []
@@ -222,7 +221,7 @@ def test_policies_are_kept_on_the_way_and_the_last_one_gives_the_last_plan(tmp_p
     assert seen[0] is False
     assert seen[20] is True
     ledger = Ledger(task, 20)
-    lanes = Walks(task.around(best_prior(ledger)), Measured(Account(ledger)), 1)
-    plan = plan_by(load_policy("ppo", tmp_path / "policy.safetensors"), lanes, task.budget)
+    policy = load_policy("ppo", tmp_path / "policy.safetensors")
+    plan = plan_by(policy, task.around(best_prior(ledger)), PruneEnv, task.budget)
     assert plan == result.history[-1].kept
     assert read_json(tmp_path / "search.json", "search")["done"]["seconds"] > 0

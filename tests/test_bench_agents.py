@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from prune_env import Ledger
-from prune_env.agents.lanes import Plans, Walks
+from prune_env.agents.vec_env import AsVecEnv
 from prune_env.experiments import bench_agents
 from prune_env.experiments.bench_agents import PARTS, AgentsConfig, Split, measure, watched
 from prune_env.mdp.task import PruningTask
@@ -21,7 +21,7 @@ from prune_env.search.ledger import Exhausted
 from prune_env.testing import toy_task
 
 BUSY = 0.02
-WATCHED = [(Ledger, "measure"), (Walks, "step_wait"), (Plans, "step_wait"), (Practised, "__call__")]
+WATCHED = [(Ledger, "measure"), (AsVecEnv, "step_wait"), (Practised, "__call__")]
 
 
 class Ticks:

@@ -30,6 +30,7 @@ HOMES = {
         "prune_env/mdp/env.py",
         "prune_env/mdp/shapes.py",
         "prune_env/mdp/vector.py",
+        "prune_env/mdp/vector_wrappers.py",
         "prune_env/mdp/wrappers.py",
         "agents/",
         "experiments/",

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import VecEnv
 
 from prune_env import Ledger, PruningTask
-from prune_env.agents.lanes import Help, Lanes, Plans, Walks, absolute, at_the_end, group_relative
+from prune_env.agents.lanes import Help, at_the_end, lanes
+from prune_env.mdp.env import PlanEnv, PlanningEnv, PruneEnv
 from prune_env.mdp.path import beside
 from prune_env.mdp.task import FEATURES, State
+from prune_env.mdp.transforms import absolute, group_relative
 from prune_env.search.account import Account, Measured, Practice, Practised, compression
 from prune_env.search.ledger import Exhausted
 from prune_env.testing import toy_task
@@ -29,27 +31,27 @@ def task_and_ledger(limit: int = 200, budget: float = 0.6) -> tuple[PruningTask,
     return task, ledger
 
 
-def played(lanes: Lanes, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def played(envs: VecEnv, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Sums of the rewards of one episode of every lane, and whether all ended at its end."""
     generator = np.random.default_rng(seed)
-    lanes.reset()
-    total, done = np.zeros(lanes.num_envs), np.zeros(lanes.num_envs, bool)
+    envs.reset()
+    total, done = np.zeros(envs.num_envs), np.zeros(envs.num_envs, bool)
     while not done.any():
-        shape = (lanes.num_envs, *lanes.action_space.shape)
-        seen, paid, done, infos = lanes.step(generator.uniform(-0.5, 0.5, shape))
-        assert seen.shape == (lanes.num_envs, *lanes.observation_space.shape)
-        assert lanes.observation_space.contains(seen[0])
+        shape = (envs.num_envs, *envs.action_space.shape)
+        seen, paid, done, infos = envs.step(generator.uniform(-0.5, 0.5, shape))
+        assert seen.shape == (envs.num_envs, *envs.observation_space.shape)
+        assert envs.observation_space.contains(seen[0])
         total += paid
     assert all(info["terminal_observation"].shape == seen[0].shape for info in infos)
     return total, done
 
 
-@pytest.mark.parametrize("kind", [Walks, Plans])
-def test_measured_lanes_charge_every_plan_and_pay_what_it_is_worth(kind: type[Lanes]) -> None:
+@pytest.mark.parametrize("kind", [PruneEnv, PlanEnv])
+def test_measured_lanes_charge_every_plan_and_pay_what_it_is_worth(kind: type[PlanningEnv]) -> None:
     task, ledger = task_and_ledger()
-    lanes = kind(task, Measured(Account(ledger)), 6, Help(at_the_end, absolute))
-    assert isinstance(lanes, VecEnv)
-    total, done = played(lanes, 0)
+    envs = lanes(task, Measured(Account(ledger)), 6, kind, Help(at_the_end, absolute))
+    assert isinstance(envs, VecEnv)
+    total, done = played(envs, 0)
     assert done.all()
     assert ledger.spent == 1 + 6
     unit = -ledger.history[0].reward
@@ -57,22 +59,22 @@ def test_measured_lanes_charge_every_plan_and_pay_what_it_is_worth(kind: type[La
     assert total == pytest.approx(wanted, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", [Walks, Plans])
+@pytest.mark.parametrize("kind", [PruneEnv, PlanEnv])
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=10, deadline=None)
 def test_credit_moves_pay_between_steps_but_not_the_order_of_plans(
-    kind: type[Lanes], seed: int
+    kind: type[PlanningEnv], seed: int
 ) -> None:
     """Potential-based shaping: an episode is paid its plan's worth beyond the start's potential."""
     totals = []
     for help in (Help(standing=absolute), Help(at_the_end, absolute)):
         task, ledger = task_and_ledger()
         payment = Practised(Account(ledger), Practice(measured=8, rehearsals=2), seed=0)
-        lanes = kind(task, payment, 12, help)
+        envs = lanes(task, payment, 12, kind, help)
         for number in range(3):
-            played(lanes, number)
+            played(envs, number)
         assert payment.surrogate is not None
-        totals.append(played(lanes, seed)[0])
+        totals.append(played(envs, seed)[0])
     shaped, plain = totals
     assert shaped - shaped.mean() == pytest.approx(plain - plain.mean(), abs=1e-5)
 
@@ -86,10 +88,10 @@ def test_a_group_is_ranked_among_itself() -> None:
 def test_practice_charges_only_what_it_measures() -> None:
     task, ledger = task_and_ledger()
     practice = Practice(measured=3, rehearsals=4)
-    lanes = Plans(task, Practised(Account(ledger), practice, seed=0), 16)
+    envs = lanes(task, Practised(Account(ledger), practice, seed=0), 16, PlanEnv)
     charged = []
     for number in range(20):
-        played(lanes, number)
+        played(envs, number)
         charged.append(ledger.spent)
     first = charged.index(next(c for c in charged if c >= 6))  # a surrogate needs a few plans
     steps = np.diff(charged[first:])
@@ -140,12 +142,12 @@ def test_the_reserve_is_not_spent() -> None:
 
 def test_a_walk_in_lanes_is_a_walk_of_the_task() -> None:
     task, ledger = task_and_ledger()
-    lanes = Walks(task, Measured(Account(ledger)), 5)
+    envs = lanes(task, Measured(Account(ledger)), 5)
     actions_GN = np.random.default_rng(0).uniform(-1, 1, (task.length, 5)).astype(np.float32)
-    seen = lanes.reset()
+    seen = envs.reset()
     assert seen.shape == (5, len(FEATURES))
     for actions_N in actions_GN:
-        lanes.step(actions_N[:, None])
+        envs.step(actions_N[:, None])
     for lane in range(5):
         state = State()
         for action in actions_GN[:, lane]:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from prune_env import Ledger
-from prune_env.agents.lanes import Budgets, Floats
 from prune_env.agents.sb3 import Course, learn
 from prune_env.experiments.config.pareto import ParetoConfig
 from prune_env.experiments.report.progress import progress
@@ -32,7 +31,8 @@ from prune_env.experiments.sweeps.compare_task import (
 from prune_env.fingerprint import identity_of
 from prune_env.mdp.path import Path as PlanPath
 from prune_env.mdp.rewards import Outcome, best_of
-from prune_env.mdp.rules import SLACK
+from prune_env.mdp.rules import SLACK, Floats
+from prune_env.mdp.vector import Draw
 from prune_env.search.allocators import PATHS, plan_of
 from prune_env.search.searchers import SearchResult, run_search
 
@@ -95,7 +95,7 @@ def course_of(asked: Sequence[float]) -> Course:
     )
 
 
-def drawn(asked: Sequence[float], seed: int) -> Budgets:
+def drawn(asked: Sequence[float], seed: int) -> Draw:
     """Those asked for in turns, in random order: what is measured between them helps none."""
     generator = np.random.default_rng(seed)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from prune_env import Ledger, PruningTask
+from prune_env.agents.lanes import lanes
 from prune_env.agents.policy import POLICY
 from prune_env.agents.sb3 import AGENTS, load_policy, plan_by, private_randomness
 from prune_env.experiments.config.compare import CompareConfig
@@ -124,9 +125,11 @@ def transferred(task: PruningTask, ledger: Ledger, transfer: Transfer) -> Kept:
         ConfigError: the policy is of another agent, or fits another network only.
     """
     name = transfer.agent
-    env = AGENTS[name].lanes(task, Measured(Account(ledger)), LANES)
+    kind = AGENTS[name].env
+    env = lanes(task, Measured(Account(ledger)), LANES, kind)
     with private_randomness():
-        return plan_by(load_policy(name, transfer.policy, env), env, transfer.budget)
+        policy = load_policy(name, transfer.policy, env)
+        return plan_by(policy, task, kind, transfer.budget)
 
 
 def prior_of(origin: Job) -> tuple[str, PlanPath]:

@@ -36,9 +36,10 @@ class Variant:
 
 def variants() -> dict[str, Variant]:
     """What can be removed from an agent. Add a part here."""
-    from prune_env.agents.lanes import HELP, absolute, at_the_end
+    from prune_env.agents.lanes import HELP, at_the_end
     from prune_env.mdp.leftover import leave
     from prune_env.mdp.rewards import accuracy
+    from prune_env.mdp.transforms import absolute
     from prune_env.search.account import PRACTICE
 
     unpaid, worth = replace(HELP, credit=at_the_end), replace(HELP, standing=absolute)

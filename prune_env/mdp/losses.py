@@ -3,7 +3,7 @@
 Good within a group, fair between groups, blind to how they act together: enough for a prior and for
 crediting steps, never for choosing the plan.
 
-Legend: L levels of a group.
+Legend: N plans, G groups, L levels of a group.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prune_env.mdp.rules import Floats
-from prune_env.mdp.task import Kept, PruningTask
+from prune_env.mdp.rules import Floats, Units
+from prune_env.mdp.task import PruningTask
 
 POINTS = 9
 """Levels of a group at which predicted losses are computed; between them they are interpolated."""
@@ -40,16 +40,21 @@ def expected_loss(task: PruningTask, number: int) -> Floats:
     return np.interp(group.levels, known, loss) ** 2
 
 
-def expected_worth(task: PruningTask) -> Callable[[Kept], float]:
-    """What a plan is worth by the sum of its groups' expected losses.
+def expected_worth(task: PruningTask) -> Callable[[Units], Floats]:
+    """What plans (N, G) are worth by the sum of their groups' expected losses, (N,).
 
     0 where nothing is expected to be lost, -1 with every group at its smallest level: unit-free,
     and the same for every budget.
     """
-    losses = expected_losses(task)
+    losses, rules = expected_losses(task), task.rules
     most = max(sum(float(loss_L[0]) for loss_L in losses), 1e-300)
-    tables = [
-        dict(zip(group.levels, (loss_L / most).tolist(), strict=True))
-        for group, loss_L in zip(task.groups, losses, strict=True)
-    ]
-    return lambda kept: -sum(table[level] for table, level in zip(tables, kept, strict=True))
+    lost_GL = np.zeros(rules.level_GL.shape)
+    for group, loss_L in enumerate(losses):
+        lost_GL[group, : len(loss_L)] = loss_L / most
+
+    def worth(kept_NG: Units) -> Floats:
+        place_NG = rules.number(kept_NG.astype(np.float64))
+        worths: Floats = -lost_GL[np.arange(task.length), place_NG].sum(1)
+        return worths
+
+    return worth

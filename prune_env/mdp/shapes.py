@@ -17,6 +17,7 @@ from prune_env.errors import PruneEnvError
 from prune_env.mdp.lockstep import Episodes, Walk, Whole
 from prune_env.mdp.rules import Floats
 from prune_env.mdp.task import FEATURES, PruningTask
+from prune_env.mdp.transforms import Standard, along_the_prior, around_the_budget
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Shape:
         actions: space of one episode's action.
         sparsities: (N, A) that the actions of N episodes ask for.
         of_sparsities: the actions that ask for these.
+        standard: how its observations are standardised.
     """
 
     episodes: type[Episodes]
@@ -36,6 +38,7 @@ class Shape:
     actions: Callable[[PruningTask], Space[Any]]
     sparsities: Callable[[Episodes, Any], Floats]
     of_sparsities: Callable[[Episodes, Floats], Floats]
+    standard: Callable[[PruningTask], Standard] = along_the_prior
 
 
 def _asked(episodes: Episodes, actions: Any) -> Floats:
@@ -90,6 +93,7 @@ PLAN = Shape(
     lambda task: Box(0.0, 1.0, (task.length,), np.float32),
     _asked,
     _same,
+    around_the_budget,
 )
 """All groups at once, by sparsity."""
 

@@ -8,7 +8,7 @@ Legend: N episodes, A what an action holds, G groups, F features, L levels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -39,6 +39,10 @@ from prune_env.mdp.shapes import masks
 from prune_env.mdp.task import PruningTask
 
 Seeds = int | Sequence[int | None] | None
+Draw = Callable[[int], Floats]
+"""Draws the budgets of N episodes."""
+Pay = Callable[[Units, Floats], Floats]
+"""What finished plans (N, G) under their budgets (N,) are paid, (N,)."""
 
 
 class PlanningVectorEnv(VectorEnv[Array, Any, NDArray[Any]]):
@@ -51,8 +55,10 @@ class PlanningVectorEnv(VectorEnv[Array, Any, NDArray[Any]]):
     Args:
         task: a `PruningTask`, the name of a registered task, or "package.module:function".
         num_envs: N.
-        budgets: lowest and highest budget that every episode draws its own from; by default all
-            have the task's.
+        budgets: lowest and highest budget that every episode draws its own from, or what draws
+            those of N episodes; by default all have the task's.
+        pay: pays finished plans in place of measuring them, such as a surrogate does; `final_info`
+            and `best` then know nothing of them.
         render_mode: "ansi" or "rgb_array"; `render` gives N pictures.
         options: options of a task given by name; see `TaskOptions`.
 
@@ -74,13 +80,16 @@ class PlanningVectorEnv(VectorEnv[Array, Any, NDArray[Any]]):
         task: str | PruningTask = "digits",
         num_envs: int = 1,
         *,
-        budgets: Sequence[float] | None = None,
+        budgets: Sequence[float] | Draw | None = None,
+        pay: Pay | None = None,
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
         whole(1)("num_envs", num_envs)
         self.task = opened(task, options, render_mode)
-        self.budgets = Budgets.of(self.task, budgets)
+        self._draw = budgets if callable(budgets) else self._drawn
+        self.budgets = Budgets.of(self.task, None if callable(budgets) else budgets)
+        self.pay = pay
         self.num_envs, self.render_mode = num_envs, render_mode
         self.shape = self.single.shape
         self.single_observation_space = self.shape.observations(self.task)
@@ -131,8 +140,10 @@ class PlanningVectorEnv(VectorEnv[Array, Any, NDArray[Any]]):
         return observations, reward_N, ~never, never, infos
 
     def _finish(self, said: dict[str, Any]) -> Floats:
-        """Measure the plans that end N episodes, add what they are to `said`; the rewards, (N,)."""
+        """Pay the plans that end N episodes, (N,), and add to `said` what they measured."""
         episodes = self.episodes
+        if self.pay is not None:
+            return self.pay(episodes.kept_NG, episodes.budget_N)
         outcomes = self.measure(episodes.kept_NG)
         for number, outcome in enumerate(outcomes):
             task = self.task.at(float(episodes.budget_N[number]))
@@ -152,7 +163,7 @@ class PlanningVectorEnv(VectorEnv[Array, Any, NDArray[Any]]):
         return self._begun
 
     def measure(self, kept_NG: Units) -> list[Outcome]:
-        """What N finished plans are worth, each under its budget; override to pay otherwise."""
+        """What N finished plans are worth, each under its budget; override to charge for it."""
         budgets = self.episodes.budget_N.tolist()
         tasks = {budget: self.task.at(budget) for budget in set(budgets)}
         plans = zip(kept_NG, budgets, strict=True)
@@ -182,11 +193,15 @@ class PlanningVectorEnv(VectorEnv[Array, Any, NDArray[Any]]):
 
     def _begin(self, asked: Any) -> tuple[Array, dict[str, Any]]:
         if asked is None:
-            budgets = [self.budgets.draw(random) for random in self._randoms]
+            budget_N = self._draw(self.num_envs)
         else:
-            budgets = [task_at(self.task, budget).budget for budget in self._for_each(asked)]
-        self._begun = self.shape.episodes(self.task, np.array(budgets))
-        return self._begun.observation_NF, self._of_all(budget=np.array(budgets))
+            tasks = [task_at(self.task, budget) for budget in self._for_each(asked)]
+            budget_N = np.array([task.budget for task in tasks])
+        self._begun = self.shape.episodes(self.task, budget_N)
+        return self._begun.observation_NF, self._of_all(budget=budget_N.copy())
+
+    def _drawn(self, count: int) -> Floats:
+        return np.array([self.budgets.draw(random) for random in self._randoms])
 
     def _of_all(self, **values: Any) -> dict[str, Any]:
         """Infos that every episode has, as Gymnasium lays them out."""
@@ -239,6 +254,12 @@ class DiscreteVectorEnv(PlanningVectorEnv):
         walk = self.episodes
         assert isinstance(walk, Walk)
         return masks(walk)
+
+
+VECTORS: dict[type[PlanningEnv], type[PlanningVectorEnv]] = {
+    kind.single: kind for kind in (LockstepVectorEnv, PlanVectorEnv, DiscreteVectorEnv)
+}
+"""An environment -> N episodes of it."""
 
 
 def _said(episodes: Episodes, value_NA: Floats) -> NDArray[Any]:

@@ -3,11 +3,14 @@
 env = PruneEnv("digits", budgets=(0.3, 0.7))  # one policy, many budgets
 env = ShapedReward(env)                       # pays every step what it changes
 env = ResidualAction(env)                     # 0 is what the prior would do
+env = StandardObservation(env)                # mean 0, spread 1 along the prior's plan
+
+The same names for vector environments are in `prune_env.mdp.vector_wrappers`; the arithmetic of
+both is in `prune_env.mdp.transforms`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -19,10 +22,7 @@ from prune_env.errors import ConfigError
 from prune_env.mdp.env import Array, PlanningEnv
 from prune_env.mdp.losses import expected_worth
 from prune_env.mdp.shapes import numbers
-from prune_env.mdp.task import Kept
-
-Potential = Callable[[Kept], float]
-"""What a whole plan is worth before it is measured."""
+from prune_env.mdp.transforms import LIMIT, Credit, Potential
 
 
 class ResidualAction(gymnasium.ActionWrapper[Array, Array, Array], RecordConstructorArgs):
@@ -61,15 +61,15 @@ class ResidualAction(gymnasium.ActionWrapper[Array, Array, Array], RecordConstru
 class ShapedReward(gymnasium.Wrapper[Array, Array, Array, Array], RecordConstructorArgs):
     """Pays every step what it changes about the potential of the plan the prior would complete.
 
-    Potential-based shaping (Ng, Harada, Russell 1999) with gamma 1 and a terminal potential of 0:
-    the rewards of an episode sum to the plan's reward minus the potential at the start. Under one
-    budget the latter is a constant, so the order of plans, and with it the best one, is the same
-    as without; but a group that costs much is known for it at once, not at the end.
+    Potential-based shaping, see `prune_env.mdp.transforms.Credit`: the rewards of an episode sum to
+    the plan's reward minus the potential at the start. Under one budget the latter is a constant,
+    so the order of plans, and with it the best one, is the same as without; but a group that costs
+    much is known for it at once, not at the end.
 
     Args:
-        env: a `PruneEnv` or `PlanEnv`, wrapped or not.
-        potential: of a whole plan; by default what the predicted losses say, from -1 to 0
-            (`prune_env.mdp.losses.expected_worth`).
+        env: a `PruneEnv`, `PlanEnv` or `DiscreteEnv`, wrapped or not.
+        potential: of whole plans, from kept units (N, G) to (N,); by default what the predicted
+            losses say, from -1 to 0 (`prune_env.mdp.losses.expected_worth`).
 
     Raises:
         ConfigError: it is no environment of ours.
@@ -82,22 +82,51 @@ class ShapedReward(gymnasium.Wrapper[Array, Array, Array, Array], RecordConstruc
         gymnasium.Wrapper.__init__(self, env)
         self._planning = planning_env(env)
         self._potential = potential or expected_worth(self._planning.task)
-        self._before = 0.0
+        self._credit = Credit.begin(np.zeros(1))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         """Note the potential of the prior's own plan."""
         observation, info = self.env.reset(seed=seed, options=options)
-        self._before = self._potential(self._planning.completed)
+        self._credit = Credit.begin(self._potential(self._planning.episodes.completed_NG))
         return observation, info
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Decide, and be paid at once."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        now = 0.0 if terminated else self._potential(self._planning.completed)
-        paid, self._before = float(reward) + now - self._before, now
-        return observation, paid, terminated, truncated, info
+        if terminated:
+            paid_1 = self._credit.end(np.array([reward]))
+        else:
+            completed_1G = self._planning.episodes.completed_NG
+            paid_1, self._credit = self._credit.step(self._potential(completed_1G))
+        return observation, float(paid_1[0]), terminated, truncated, info
+
+
+class StandardObservation(gymnasium.ObservationWrapper[Array, Array, Array], RecordConstructorArgs):
+    """Observations less their mean, in units of their spread along the prior's plan.
+
+    Groups differ by little in most features, so that a network sees next to no difference between
+    them otherwise. Nothing is learned on the way (as `NormalizeObservation` does): see
+    `prune_env.mdp.transforms.Standard`.
+
+    Args:
+        env: an environment of ours, wrapped or not.
+
+    Raises:
+        ConfigError: it is none.
+    """
+
+    def __init__(self, env: gymnasium.Env[Array, Array]) -> None:
+        RecordConstructorArgs.__init__(self)
+        gymnasium.ObservationWrapper.__init__(self, env)
+        planning = planning_env(env)
+        self._standard = planning.shape.standard(planning.task)
+        self.observation_space = Box(-LIMIT, LIMIT, env.observation_space.shape, np.float32)
+
+    def observation(self, observation: Array) -> Array:
+        """As an agent sees it."""
+        return self._standard(observation)
 
 
 def planning_env(env: gymnasium.Env[Array, Array]) -> PlanningEnv:
