@@ -68,18 +68,19 @@ class TensorBoardLog:
         if self._writer is None:
             self._writer = self._begin(ledger)
         writer, step, self._history = self._writer, ledger.spent, ledger.history
-        values = self._candidate(outcome) if outcome.eligible else curves.probe(outcome)
+        quality = self.task.objective
+        values = self._candidate(outcome) if outcome.eligible else curves.probe(quality, outcome)
         values["search/charged"] = ledger.charged
         values |= {f"training/{name}": value for name, value in ledger.figures.items()}
         if ledger.best.eligible:
-            values |= curves.best(ledger.best)
+            values |= curves.best(quality, ledger.best)
         for tag, value in values.items():
             writer.add_scalar(tag, value, step)
         ledger.figures.clear()
         if not outcome.eligible and not self._probed:
             self._probed = True
             writer.add_custom_scalars(
-                curves.charts(outcome.terms, self._tags) | curves.probe_charts()
+                curves.charts(quality, outcome.terms, self._tags) | curves.probe_charts(quality)
             )
         if step % (self._every or max(1, ledger.limit // PICTURES)) == 0:
             self._draw(writer, step)
@@ -91,11 +92,11 @@ class TensorBoardLog:
         last = len(self._history)
         for name, line in self._lines.items():
             if last > self._limit:  # glimpses charge less than an evaluation
-                _draw_line(line, self.baselines[name], [last])
+                _draw_line(line, self._baseline(name), [last])
             line.close()
         self._draw(self._writer, last)
         if self._pictured is not None:
-            figures = curves.final(self._pictured)
+            figures = curves.final(self.task.objective, self._pictured)
             for summary in hparams_summaries(_plain(self.hparams), figures):
                 self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
             for tag, value in figures.items():
@@ -105,7 +106,12 @@ class TensorBoardLog:
 
     def _candidate(self, outcome: Outcome) -> dict[str, float]:
         pairs = zip(self._tags, outcome.kept, self.task.groups, strict=True)
-        return curves.scalars(outcome) | {tag: 1 - kept / group.units for tag, kept, group in pairs}
+        plan = {tag: 1 - kept / group.units for tag, kept, group in pairs}
+        return curves.scalars(self.task.objective, outcome) | plan
+
+    def _baseline(self, name: str) -> dict[str, float]:
+        quality, outcome = self.task.objective, self.baselines[name]
+        return curves.scalars(quality, outcome) | curves.best(quality, outcome)
 
     def _begin(self, ledger: Ledger) -> SummaryWriter:
         writer = _fresh_writer(self.folder)
@@ -114,12 +120,14 @@ class TensorBoardLog:
         table = format_groups(groups, self.task.costs)
         writer.add_text("model", f"```\n{table}\n```", 0)
         writer.add_text("config", f"```\n{json.dumps(_plain(self.hparams), indent=1)}\n```", 0)
-        writer.add_custom_scalars(curves.charts(ledger.history[-1].terms, self._tags))
-        for name, outcome in self.baselines.items():
+        writer.add_custom_scalars(
+            curves.charts(self.task.objective, ledger.history[-1].terms, self._tags)
+        )
+        for name in self.baselines:
             line = self._lines[name] = _fresh_writer(
                 self.folder / f"baseline_{curves.plain_tag(name)}"
             )
-            _draw_line(line, outcome, [1, self._limit])
+            _draw_line(line, self._baseline(name), [1, self._limit])
             line.flush()  # a search that is killed keeps its lines
         return writer
 
@@ -140,9 +148,9 @@ class TensorBoardLog:
             self._pictured = found
 
 
-def _draw_line(line: SummaryWriter, outcome: Outcome, steps: Iterable[int]) -> None:
+def _draw_line(line: SummaryWriter, values: Mapping[str, float], steps: Iterable[int]) -> None:
     for step in steps:
-        for tag, value in (curves.scalars(outcome) | curves.best(outcome)).items():
+        for tag, value in values.items():
             line.add_scalar(tag, value, step)
 
 

@@ -8,16 +8,24 @@ from typing import Any
 
 from prune_env import PruningTask
 from prune_env.mdp.rewards import Outcome
+from prune_env.quality.evaluators import named
+from prune_env.quality.objectives import Objective
 
 Charts = dict[str, dict[str, list[Any]]]
 
 
-def scalars(outcome: Outcome) -> dict[str, float]:
+def _quality(objective: Objective, outcome: Outcome, category: str) -> dict[str, float]:
+    """Every named figure once; the divergence by its own name."""
+    values = named(objective, outcome.metrics)
+    if objective.distance != "divergence":
+        del values["divergence"]
+    return {f"{category}/{plain_tag(name)}": value for name, value in values.items()}
+
+
+def scalars(objective: Objective, outcome: Outcome) -> dict[str, float]:
     """The curves of one candidate, by tag."""
     return {
-        "quality/accuracy": outcome.metrics.accuracy,
-        "quality/kl": outcome.metrics.kl,
-        "quality/loss": outcome.metrics.loss,
+        **_quality(objective, outcome, "quality"),
         "cost/flops_ratio": outcome.flops_ratio,
         "cost/params_ratio": outcome.params_ratio,
         "reward/total": outcome.reward,
@@ -25,31 +33,29 @@ def scalars(outcome: Outcome) -> dict[str, float]:
     }
 
 
-def best(outcome: Outcome) -> dict[str, float]:
+def best(objective: Objective, outcome: Outcome) -> dict[str, float]:
     """The curves of the best candidate so far, by tag."""
     return {
         "best/reward": outcome.reward,
-        "best/accuracy": outcome.metrics.accuracy,
-        "best/kl": outcome.metrics.kl,
+        f"best/{plain_tag(objective.figure.name)}": outcome.metrics.figure,
+        f"best/{plain_tag(objective.distance)}": outcome.metrics.divergence,
     }
 
 
-def probe(outcome: Outcome) -> dict[str, float]:
+def probe(objective: Objective, outcome: Outcome) -> dict[str, float]:
     """The curves of an outcome that is no candidate, by tag."""
     return {
-        "probe/accuracy": outcome.metrics.accuracy,
-        "probe/kl": outcome.metrics.kl,
-        "probe/loss": outcome.metrics.loss,
+        **_quality(objective, outcome, "probe"),
         "probe/flops_ratio": outcome.flops_ratio,
         "probe/params_ratio": outcome.params_ratio,
         "probe/samples_share": outcome.metrics.share,
     }
 
 
-def final(outcome: Outcome) -> dict[str, float]:
+def final(objective: Objective, outcome: Outcome) -> dict[str, float]:
     """The figures of the best candidate for the table of hyperparameters, by tag."""
     shown = ("quality", "cost", "best")  # terms of the reward would pass for costs there
-    values = scalars(outcome) | best(outcome)
+    values = scalars(objective, outcome) | best(objective, outcome)
     parts = {tag: tag.split("/") for tag in values}
     return {f"final/{name}": values[tag] for tag, (kind, name) in parts.items() if kind in shown}
 
@@ -59,17 +65,18 @@ def sparsity_tags(task: PruningTask) -> list[str]:
     return [f"sparsity/{n:03d}_{plain_tag(group.name)}" for n, group in enumerate(task.groups)]
 
 
-def charts(terms: Iterable[str], sparsities: Sequence[str]) -> Charts:
+def charts(objective: Objective, terms: Iterable[str], sparsities: Sequence[str]) -> Charts:
     """Categories of charts of the custom scalars tab."""
     rewards = ["reward/total", *(f"reward/{plain_tag(term)}" for term in sorted(terms))]
+    figure, apart = objective.figure.name, objective.distance
     return {
         "search": {
             "best reward": _lines("best/reward"),
-            "best KL": _lines("best/kl"),
+            f"best {_spoken(apart)}": _lines(f"best/{plain_tag(apart)}"),
         },
         "evaluations": {
-            "accuracy": _lines("quality/accuracy"),
-            "KL to the dense network": _lines("quality/kl"),
+            figure: _lines(f"quality/{plain_tag(figure)}"),
+            f"{_spoken(apart)} to the dense network": _lines(f"quality/{plain_tag(apart)}"),
             "reward, term by term": _lines(*rewards),
             "cost left": _lines("cost/flops_ratio", "cost/params_ratio"),
         },
@@ -77,16 +84,21 @@ def charts(terms: Iterable[str], sparsities: Sequence[str]) -> Charts:
     }
 
 
-def probe_charts() -> Charts:
+def probe_charts(objective: Objective) -> Charts:
     """One category more, for searches that measure what is no candidate."""
+    figure, apart = objective.figure.name, objective.distance
     return {
         "probes": {
-            "accuracy": _lines("probe/accuracy"),
-            "KL to the dense network": _lines("probe/kl"),
+            figure: _lines(f"probe/{plain_tag(figure)}"),
+            f"{_spoken(apart)} to the dense network": _lines(f"probe/{plain_tag(apart)}"),
             "cost left": _lines("probe/flops_ratio", "probe/params_ratio"),
             "share of the samples": _lines("probe/samples_share"),
         }
     }
+
+
+def _spoken(distance: str) -> str:
+    return {"kl": "KL"}.get(distance, distance)
 
 
 def _lines(*tags: str) -> list[Any]:

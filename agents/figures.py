@@ -23,20 +23,30 @@ DECADE = 10.0
 """KL is drawn on a logarithmic axis when it spans more than this factor."""
 
 
+def to_dense(task: PruningTask) -> str:
+    """The divergence in words."""
+    name = task.objective.distance
+    return f"{'KL' if name == 'kl' else name} to the dense network"
+
+
 def scatter(
     task: PruningTask, history: Sequence[Outcome], baselines: Mapping[str, Outcome]
 ) -> NDArray[np.uint8]:
     """Quality against cost of every plan measured so far; shape (H, W, 3), uint8.
 
     The budgeted cost hardly varies, since every plan uses up its budget; the other one does. So
-    accuracy stands over FLOPs and KL over parameters.
+    the figure that people read stands over FLOPs, and the divergence over parameters.
     """
     figure, canvas = _figure(6.4, 6.4)
     upper, lower = figure.subplots(2, 1)
-    _panel(upper, history, baselines, lambda o: (o.flops_ratio, o.metrics.accuracy))
-    _panel(lower, history, baselines, lambda o: (o.params_ratio, o.metrics.kl))
-    upper.set(xlabel="FLOPs left", ylabel="accuracy", title=f"{task.name}: {len(history)} plans")
-    lower.set(xlabel="parameters left", ylabel="KL to the dense network")
+    _panel(upper, history, baselines, lambda o: (o.flops_ratio, o.metrics.figure))
+    _panel(lower, history, baselines, lambda o: (o.params_ratio, o.metrics.divergence))
+    upper.set(
+        xlabel="FLOPs left",
+        ylabel=task.objective.figure.name,
+        title=f"{task.name}: {len(history)} plans",
+    )
+    lower.set(xlabel="parameters left", ylabel=to_dense(task))
     limited = {"macs": upper, "params": lower}.get(task.on)
     if limited is not None:
         limited.axvline(task.budget, color=GREY, linestyle="--", linewidth=1, label="budget")
@@ -54,7 +64,7 @@ def front(
     """
 
     def place(outcome: Outcome) -> Point:
-        return float(task.costs.ratio(outcome.kept, task.on)), outcome.metrics.kl
+        return float(task.costs.ratio(outcome.kept, task.on)), outcome.metrics.divergence
 
     figure, canvas = _figure(6.4, 4.4)
     axes = figure.subplots()
@@ -63,9 +73,9 @@ def front(
     x, y = zip(*found, (max(task.budget, found[-1][0]), found[-1][1]), strict=True)
     axes.step(x, y, where="post", color=FRONT, linewidth=1.5, label=f"front ({len(found)})")
     axes.axvline(task.budget, color=GREY, linestyle="--", linewidth=1, label="budget")
-    axes.set(xlabel=f"{COSTS.get(task.on, task.on)} left", ylabel="KL to the dense network",
+    axes.set(xlabel=f"{COSTS.get(task.on, task.on)} left", ylabel=to_dense(task),
              title=f"{task.name}: {len(history)} plans")  # fmt: skip
-    values = [o.metrics.kl for o in (*history, *baselines.values())]
+    values = [o.metrics.divergence for o in (*history, *baselines.values())]
     if 0 < DECADE * min(values) < max(values):
         axes.set_yscale("log")
     axes.legend(fontsize=8, loc="best")

@@ -32,9 +32,10 @@ from prune_env.agents.policy import POLICY, read_policy, rebuilt, write_policy
 from prune_env.agents.settings import lanes_of, settings
 from prune_env.errors import ConfigError
 from prune_env.mdp.env import PlanEnv, PlanningEnv, PruneEnv
+from prune_env.mdp.evaluator import Kept
 from prune_env.mdp.path import Path
 from prune_env.mdp.rules import Floats, as_kept
-from prune_env.mdp.task import Kept, PruningTask
+from prune_env.mdp.task import PruningTask
 from prune_env.mdp.vector import Draw
 from prune_env.search.account import (
     LANES,

@@ -189,7 +189,7 @@ def _samples(task: Any) -> int | None:
 
 def _solve_levels(task: Any) -> None:
     """Build plans until every level of every group was there once."""
-    candidate = getattr(task.evaluate, "candidate", None)  # a toy has no networks
+    candidate = getattr(task.evaluator, "candidate", None)  # a toy has no networks
     if candidate is None:
         return
     most = min(MOST_LEVELS, max(len(group.levels) for group in task.groups))
@@ -202,7 +202,7 @@ def _searched(task: Any, search: Any, evaluations: int, seed: int) -> dict[str, 
     """One search with nothing measured before: what it was charged, and seconds of its parts."""
     from prune_env import Ledger
 
-    forget = getattr(task.evaluate, "forget", None)  # a toy's evaluation is a plain function
+    forget = getattr(task.evaluator, "forget", None)  # a toy's evaluation is a plain function
     if forget is not None:
         forget()
     ledger, split = Ledger(task, evaluations), Split(time.process_time, time.perf_counter)

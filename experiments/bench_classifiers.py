@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from prune_env.experiments.networks.project import Project
-    from prune_env.recovery.epoch import Quality
+    from prune_env.quality.evaluators import Metrics
     from prune_env.recovery.finetune import FinetuneResult
     from prune_env.structure.groups import PrunableGroup
 
@@ -178,7 +178,7 @@ def _last(tuned: FinetuneResult) -> nn.Module:
 
 
 def _accuracies(tuned: FinetuneResult) -> list[float]:
-    return [record.val_accuracy for record in tuned.history]
+    return [record.val_figure for record in tuned.history]
 
 
 def _tuned(
@@ -197,20 +197,20 @@ def _tuned(
         project.val,
         settings=settings,
         teacher=project.dense,
-        output=project.task.output,
+        objective=project.task.objective,
         checkpoint=folder / f"seed{seed}.pt",
-        on_epoch=lambda record: note(f"epoch {record.epoch}: val {record.val_accuracy:.2%}"),
+        on_epoch=lambda record: note(f"epoch {record.epoch}: val {record.val_figure:.2%}"),
     )
 
 
 def _row(name: str, model: nn.Module, project: Project) -> dict[str, Any]:
-    from prune_env.recovery.epoch import accuracy_and_loss
+    from prune_env.recovery.epoch import evaluate
 
-    row, read = dict[str, Any](name=name), project.task.output
+    row, read = dict[str, Any](name=name), project.task.objective
     for part in ("val", "test"):
-        found: Quality = accuracy_and_loss(model, getattr(project, part), output=read)
-        row |= {part: found.accuracy, f"{part}_loss": found.loss}
-        row[f"{part}_samples"] = found.predictions
+        found: Metrics = evaluate(model, getattr(project, part), objective=read)
+        row |= {part: found.figure, f"{part}_loss": found.loss}
+        row[f"{part}_samples"] = found.samples
     note(f"{name}: val {row['val']:.2%}, test {row['test']:.2%}")
     return row
 

@@ -60,7 +60,7 @@ def measure(config: DeliveryConfig) -> dict[str, Any]:
     from prune_env.errors import ConfigError
     from prune_env.experiments.networks.presets import open_named
     from prune_env.fingerprint import fingerprint
-    from prune_env.recovery.epoch import accuracy_and_loss
+    from prune_env.recovery.epoch import evaluate
 
     project = open_named(config.task, budget=config.budget, repair=config.repair)
     if isinstance(project, PruningTask):
@@ -71,7 +71,7 @@ def measure(config: DeliveryConfig) -> dict[str, Any]:
     while not done:
         *_, done, _, info = env.step(np.array([project.task.uniform_sparsity], dtype=np.float32))
     plan = PruningPlan.from_json(env.plan.to_json())
-    samples = project.task.evaluate.calibration  # type: ignore[attr-defined]
+    samples = project.task.evaluator.calibration  # type: ignore[attr-defined]
     networks = {
         "dense": project.dense,
         "compact: cut, not repaired": compact(project.dense, plan),
@@ -79,7 +79,7 @@ def measure(config: DeliveryConfig) -> dict[str, Any]:
         "env.network() of the episode": env.network(),
     }
     rows = [
-        {"network": name, "test": accuracy_and_loss(network, project.test).accuracy,
+        {"network": name, "test": evaluate(network, project.test).figure,
          "fingerprint": fingerprint(network)}
         for name, network in networks.items()
     ]  # fmt: skip

@@ -78,7 +78,7 @@ def measure(config: BenchConfig) -> dict[str, Any]:
     import torch
 
     tasks, dense, facts = _tasks(config)
-    samples = tasks["float32"].evaluate.measure
+    samples = tasks["float32"].evaluator.quality
     inputs = torch.cat([batch.inputs for batch in samples.batches])
     forward, batch = _dense_forward(dense, inputs)
     rounds: list[dict[str, dict[str, float]]] = []
@@ -131,13 +131,13 @@ def _tasks(config: BenchConfig) -> tuple[dict[str, Any], Any, dict[str, float]]:
     project = open_project(run_config(config, weights))
     assert not isinstance(project, PruningTask)
     task, dense = project.task, project.dense
-    evaluate: Any = task.evaluate
+    evaluate: Any = task.evaluator
     tasks = {}
     for name in PRECISIONS:
-        way = Inference.of(dense, evaluate.measure.batches[0].inputs, name)
-        measured = replace(evaluate.measure, inference=way)
+        way = Inference.of(dense, evaluate.quality.batches[0], name)
+        measured = replace(evaluate.quality, inference=way)
         tasks[name] = replace(
-            task, evaluate=replace(evaluate, measure=measured, inference=way, cache={})
+            task, evaluator=replace(evaluate, quality=measured, inference=way, cache={})
         )
     pass_ms = _timed(lambda: _forward(dense, [b.inputs for b in evaluate.calibration]))
     found: list[Any] = []
@@ -157,7 +157,7 @@ def _episode(task: Any, seed: int) -> dict[str, float]:
 
     from prune_env import PruneEnv
 
-    env, evaluate = PruneEnv(task), task.evaluate
+    env, evaluate = PruneEnv(task), task.evaluator
     before = replace(evaluate.clock)
     actions = np.random.default_rng(seed).uniform(0, 2 * task.uniform_sparsity, (task.length, 1))
     env.reset()
@@ -177,7 +177,9 @@ def _agreement(tasks: Mapping[str, Any], seed: int) -> float:
     from prune_env.experiments.report.correlation import spearman
 
     plans = _plans(tasks["float32"], seed)
-    first, second = (np.array([t.evaluate(kept).kl for kept in plans]) for t in tasks.values())
+    first, second = (
+        np.array([t.evaluator.measure(kept).divergence for kept in plans]) for t in tasks.values()
+    )
     return float(spearman(first, second))
 
 
@@ -193,9 +195,9 @@ def _raced(task: Any, seed: int) -> float:
     from prune_env import Ledger
 
     racing = replace(
-        task.evaluate, measure=replace(task.evaluate.measure, stages=(STAGE,)), cache={}
+        task.evaluator, quality=replace(task.evaluator.quality, stages=(STAGE,)), cache={}
     )
-    ledger = Ledger(replace(task, evaluate=racing, race=racing), RANKED)
+    ledger = Ledger(replace(task, evaluator=racing), RANKED)
     for kept in _plans(task, seed):
         ledger.measure(kept)
     return ledger.charged / ledger.spent

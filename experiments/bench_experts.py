@@ -67,7 +67,7 @@ def measure(config: ExpertsConfig) -> dict[str, Any]:
     from prune_env.experiments.networks.project import Project
     from prune_env.plan.cut import Candidates
     from prune_env.quality.batches import take_batches
-    from prune_env.quality.evaluators import ClassifierEvaluator
+    from prune_env.quality.evaluators import Evaluator
 
     rows = config.calibration_rows
     # Any plan may be built: the budget only limits what the task itself would propose.
@@ -78,7 +78,7 @@ def measure(config: ExpertsConfig) -> dict[str, Any]:
         raise ConfigError(f"'{config.task}' has no experts, or no val split. Try the default task.")
     groups = [group for group in project.task.groups if group.name in found]
     dense, batches = project.dense, take_batches(_calibration(project, config), rows)
-    evaluate = ClassifierEvaluator.of(dense, take_batches(project.val, config.val_rows or None))
+    evaluate = Evaluator.of(dense, take_batches(project.val, config.val_rows or None))
     figures: dict[str, Any] = {
         "dense_loss": evaluate(dense).loss,
         "predicted_tokens": evaluate.samples,
@@ -98,10 +98,13 @@ def measure(config: ExpertsConfig) -> dict[str, Any]:
             units = {name: orders[name][:count] for name, count in kept.items()}
             metrics = evaluate(candidates.build(units))
             row = {"criterion": criterion, "seed": seeded.seed, "dropped": gone}
-            results.append({**row, "loss": metrics.loss, "kl": metrics.kl})
-            results[-1]["kl_error"] = metrics.kl_error
+            results.append({**row, "loss": metrics.loss, "kl": metrics.divergence})
+            results[-1]["kl_error"] = metrics.divergence_error
             results[-1]["gone"] = {n: orders[n][count:].tolist() for n, count in kept.items()}
-            note(f"{criterion} {seeded.seed}, {gone} dropped: {metrics.loss:.4f} {metrics.kl:.4f}")
+            note(
+                f"{criterion} {seeded.seed}, {gone} dropped: {metrics.loss:.4f} "
+                f"{metrics.divergence:.4f}"
+            )
     return {**figures, "rows": results}
 
 

@@ -71,7 +71,7 @@ def measure(config: NeuronsConfig) -> dict[str, Any]:
     from prune_env.calibration.statistics import calibrate
     from prune_env.criteria.scorers import Evidence, score_groups
     from prune_env.plan.cut import Candidates
-    from prune_env.quality.evaluators import ClassifierEvaluator
+    from prune_env.quality.evaluators import Evaluator
     from prune_env.repair.ladder import Ladders
     from prune_env.repair.repairs import repair_named
     from prune_env.structure.discover import find_groups
@@ -80,7 +80,7 @@ def measure(config: NeuronsConfig) -> dict[str, Any]:
     dense, calibration, evaluation = load(
         WeightsConfig(**{key: value for key, value in asdict(config).items() if key in names})
     )
-    evaluate = ClassifierEvaluator.of(dense, evaluation)
+    evaluate = Evaluator.of(dense, evaluation)
     found = find_groups(dense, {"input_ids": calibration[0].inputs["input_ids"][:2]})  # type: ignore[call-overload, index]
     live = [group for group in found if not group.frozen]
     statistics = calibrate(dense, calibration, live)
@@ -96,7 +96,7 @@ def measure(config: NeuronsConfig) -> dict[str, Any]:
             for repair in REPAIRS:
                 model = candidates.build(units, repair_named(repair).overlay(ladders, kept))
                 metrics = evaluate(model)
-                row = {"case": case, "order": order, "repair": repair, "kl": metrics.kl}
+                row = {"case": case, "order": order, "repair": repair, "kl": metrics.divergence}
                 rows.append({**row, "perplexity": math.exp(metrics.loss)})
                 note(f"{case}, {order}, {repair}: {rows[-1]['perplexity']:.3f}")
     return {

@@ -69,7 +69,7 @@ def measure(config: RepairConfig) -> dict[str, Any]:
     from prune_env import PruningTask
     from prune_env.experiments.stages.stages import open_project
     from prune_env.mdp.candidates import CandidateEvaluator
-    from prune_env.quality.evaluators import ClassifierEvaluator
+    from prune_env.quality.evaluators import Evaluator
     from prune_env.repair.repairs import REPAIRS, repair_named
 
     weights = dense_weights(config)
@@ -80,23 +80,23 @@ def measure(config: RepairConfig) -> dict[str, Any]:
     for order in ORDERS:
         project = open_project(replace(run, criterion=order))
         assert not isinstance(project, PruningTask)
-        task, evaluate = project.task, project.task.evaluate
+        task, evaluate = project.task, project.task.evaluator
         assert isinstance(evaluate, CandidateEvaluator)
-        val = ClassifierEvaluator.of(project.dense, val_batches(project, config.val_samples))
+        val = Evaluator.of(project.dense, val_batches(project, config.val_samples))
         if not figures:
             dense = val(project.dense)
-            figures = {"dense_accuracy": dense.accuracy, "val_samples": dense.samples}
+            figures = {"dense_accuracy": dense.figure, "val_samples": dense.samples}
             figures["groups"] = {group.name: group.units for group in task.groups}
-            note(f"dense {dense.accuracy:.2%}")
+            note(f"dense {dense.figure:.2%}")
         for keep in KEEPS:
             kept = tuple(group.nearest_level(keep * group.units) for group in task.groups)
             macs = float(task.costs.ratio(kept, "macs"))
             for repair in sorted(REPAIRS, key=_strength):
-                network = replace(evaluate, repair=repair_named(repair)).network(task.plan(kept))
+                network = replace(evaluate, repair=repair_named(repair)).network(kept)
                 metrics = val(network)
                 row = {"order": order, "repair": repair, "keep": keep, "macs_ratio": macs}
-                rows.append({**row, "accuracy": metrics.accuracy, "kl": metrics.kl})
-                note(f"{order} {repair} {keep:.0%}: {metrics.accuracy:.2%}")
+                rows.append({**row, "accuracy": metrics.figure, "kl": metrics.divergence})
+                note(f"{order} {repair} {keep:.0%}: {metrics.figure:.2%}")
     return {**figures, "rows": rows}
 
 

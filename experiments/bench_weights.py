@@ -92,11 +92,11 @@ def measure(config: WeightsConfig) -> dict[str, Any]:
     import math
 
     from prune_env.calibration.statistics import calibrate
-    from prune_env.quality.evaluators import ClassifierEvaluator
+    from prune_env.quality.evaluators import Evaluator
     from prune_env.structure.weights import weight_groups
 
     dense, calibration, evaluation = load(config)
-    evaluate = ClassifierEvaluator.of(dense, evaluation)
+    evaluate = Evaluator.of(dense, evaluation)
     live = [group for group in weight_groups(dense) if not group.frozen]
     statistics = calibrate(dense, calibration, live, positions=None)
     figures: dict[str, Any] = {
@@ -111,7 +111,7 @@ def measure(config: WeightsConfig) -> dict[str, Any]:
             metrics = evaluate(model)
             perplexity = math.exp(metrics.loss)
             row = {**vars(method), "sparsity": sparsity, "removed": removed}
-            rows.append({**row, "perplexity": perplexity, "kl": metrics.kl})
+            rows.append({**row, "perplexity": perplexity, "kl": metrics.divergence})
             rows[-1]["seconds"] = round(seconds, 2)
             note(f"{method.name} ({method.kind}) {removed:.1%}: {perplexity:.3f}, {seconds:.1f} s")
     return {**figures, "rows": rows}

@@ -68,11 +68,13 @@ def run(
 ) -> dict[str, Any]:
     """All stages but the pages; returns what report.py is made of, also in results.json."""
     from prune_env import PruningTask
-    from prune_env.experiments.report.quality import ACCURACY
+    from prune_env.experiments.report.quality import yardstick_for
     from prune_env.experiments.stages import stages
 
     task = project if isinstance(project, PruningTask) else project.task
-    yardstick = ACCURACY if isinstance(project, PruningTask) else project.yardstick
+    yardstick = (
+        yardstick_for(task.objective) if isinstance(project, PruningTask) else project.yardstick
+    )
     names = [*dict.fromkeys(n for n in config.baselines if n != config.searcher), config.searcher]
     found: dict[str, Any] = {}
     for name in names:
@@ -99,7 +101,7 @@ def run(
     dense["latency_ms"] = times["dense"]
     size = len(stages.latency_batch(project))
     note = f"latency: batch of {size}, median and quartiles. {project.note}".strip()
-    results = {**_results(config, task, dense, rows, command, note), "quality": project.quality}
+    results = {**_results(config, task, dense, rows, command, note), **project.yardstick.record}
     from prune_env.storage import write_text
 
     write_text(folder / "results.json", json.dumps(results, indent=1))

@@ -119,7 +119,7 @@ def _function(value: Any, inner: Any) -> str:
         return str(inner(value.__wrapped__))
     enclosed = [_content(cell) for cell in value.__closure__ or ()]
     given = [*enclosed, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items()]
-    ours = value.__module__.partition(".")[0] in OURS
+    ours = str(value.__module__).partition(".")[0] in OURS
     name = value.__name__ if ours else f"{_named(value)}#{_code(value.__code__)}"
     return f"{name}({', '.join(map(inner, given))})" if given else name
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from prune_env.costs.model import CostBuilder, CostModel
 from prune_env.mdp.candidates import TaskOptions
+from prune_env.mdp.evaluator import OfFunction
 from prune_env.mdp.leftover import leftover_named
 from prune_env.mdp.task import PruningTask
 from prune_env.quality.evaluators import Metrics
@@ -267,10 +268,12 @@ def toy_task(
     def evaluate(kept: tuple[int, ...]) -> Metrics:
         pairs = zip(kept, targets, strict=True)
         error = sum(abs(1 - k / width - t) for k, t in pairs) / len(kept)
-        return Metrics(accuracy=1 - error, loss=error, kl=error, samples=1)
+        return Metrics(figure=1 - error, loss=error, divergence=error, samples=1)
 
     scores = {group.name: torch.arange(width, 0, -1, dtype=torch.float64) for group in groups}
-    return PruningTask(groups, costs, evaluate, scores, budget, name="toy", leftover=leftover)
+    return PruningTask(
+        groups, costs, OfFunction(evaluate), scores, budget, name="toy", leftover=leftover
+    )
 
 
 def _toy_group(number: int, units: int) -> PrunableGroup:

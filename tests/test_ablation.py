@@ -18,7 +18,7 @@ from prune_env.experiments.ablation import AblationConfig, rows_of
 from prune_env.experiments.sweeps import variants as parts
 from prune_env.experiments.sweeps.variants import HERE, variants
 from prune_env.mdp.leftover import leave
-from prune_env.mdp.rewards import accuracy
+from prune_env.mdp.rewards import figure
 from prune_env.mdp.task import PruningTask
 from prune_env.mdp.transforms import absolute
 from prune_env.search.account import Account
@@ -82,7 +82,7 @@ def test_a_row_differs_from_the_whole_agent_in_its_part_alone(
     assert (course.help.credit is at_the_end) == (key == "no_shaping")
     assert (course.help.standing is absolute) == (key == "absolute")
     assert (course.practice is None) == key.startswith("measured")
-    assert (task.reward is accuracy) == (key == "accuracy")
+    assert (task.reward is figure) == (key == "accuracy")
     assert (task.leftover is leave) == (key == "unspent")
 
 
@@ -129,7 +129,7 @@ def test_screening_finds_what_evolution_finds_with_fewer_evaluations() -> None:
         ledger = Ledger(uneven(budget=0.6, width=100), 32)
         ledger.run(search, 0)
         assert ledger.spent == 32
-        found[name] = ledger.best.metrics.kl
+        found[name] = ledger.best.metrics.divergence
     assert found["screened"] <= found["evolution"]
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prune_env import Ledger, PruningTask
+from prune_env.mdp.evaluator import OfFunction
 from prune_env.quality.evaluators import Metrics
 from prune_env.search.allocators import PATHS, best_prior, measured_path, plan_of
 from prune_env.search.evolution import evolve, mutated
@@ -31,15 +32,24 @@ def uneven(budget: float = 0.6, dense: bool = True) -> PruningTask:
     """Four equal groups whose loss is a weighted sum of squares: the best plan is known."""
 
     def evaluate(kept: tuple[int, ...]) -> Metrics:
-        return Metrics(accuracy=0.0, loss=0.0, kl=loss_of(kept), samples=1)
+        return Metrics(figure=0.0, loss=0.0, divergence=loss_of(kept), samples=1)
 
     task = toy_task(budget=budget)
     whole = Metrics(0.0, 0.0, 0.0, 1) if dense else None
     return dataclasses.replace(
         task,
-        evaluate=evaluate,
-        dense=whole,
-        predicted=lambda name, level: WEIGHTS[int(name[-1])] * (1 - level / 20) ** 2,
+        evaluator=OfFunction(
+            evaluate,
+            dense=whole,
+            predicted=lambda name, level: WEIGHTS[int(name[-1])] * (1 - level / 20) ** 2,
+        ),
+    )
+
+
+def predicting(task: PruningTask, predicted: Callable[[str, int], float] | None) -> PruningTask:
+    assert isinstance(task.evaluator, OfFunction)
+    return dataclasses.replace(
+        task, evaluator=dataclasses.replace(task.evaluator, predicted=predicted)
     )
 
 
@@ -56,16 +66,16 @@ def best_loss(task: PruningTask) -> float:
 def test_predicted_sensitivity_is_optimal_where_losses_add_up(budget: float) -> None:
     task = uneven(budget)
     (outcome,) = run_search(task, "sensitivity", 5, 0).history
-    assert outcome.metrics.kl <= best_loss(task) * 1.03
+    assert outcome.metrics.divergence <= best_loss(task) * 1.03
 
 
 @pytest.mark.parametrize("name", ["sensitivity_measured", "probe"])
 def test_measuring_allocators_find_the_same_without_predictions(name: str) -> None:
-    task = dataclasses.replace(uneven(), predicted=None)
+    task = predicting(uneven(), None)
     found = run_search(task, name, 40, 0)
-    uniform = run_search(task, "uniform", 1, 0).best.metrics.kl
+    uniform = run_search(task, "uniform", 1, 0).best.metrics.divergence
     best = best_loss(task)
-    assert found.best.metrics.kl - best <= 0.35 * (uniform - best)
+    assert found.best.metrics.divergence - best <= 0.35 * (uniform - best)
     assert len(found.history) <= 40
 
 
@@ -81,9 +91,13 @@ def test_probes_beyond_the_budget_are_charged_but_never_the_result() -> None:
 
 def test_a_cost_of_repair_that_every_plan_pays_does_not_move_the_allocation() -> None:
     plain, task = uneven(), uneven()
+    assert isinstance(task.evaluator, OfFunction)
+
+    def dearer(kept: tuple[int, ...]) -> Metrics:
+        return dataclasses.replace(task.evaluator.measure(kept), divergence=loss_of(kept) + 0.3)
+
     offset = dataclasses.replace(
-        task,
-        evaluate=lambda kept: dataclasses.replace(task.evaluate(kept), kl=loss_of(kept) + 0.3),
+        task, evaluator=dataclasses.replace(task.evaluator, function=dearer)
     )
     plans = [plan_of(t, measured_path(Ledger(t, 40), 30)) for t in (plain, offset)]
     assert plans[0] == plans[1]
@@ -144,8 +158,8 @@ def test_evolution_climbs_and_keeps_the_better() -> None:
     ledger = Ledger(task, 300)
     ledger.run(lambda led, seed: evolve(led, seed, task.decode([0.0] * 4)), 0)
     best = best_loss(task)
-    assert ledger.history[0].metrics.kl > 1.3 * best
-    assert ledger.best.metrics.kl <= 1.02 * best
+    assert ledger.history[0].metrics.divergence > 1.3 * best
+    assert ledger.best.metrics.divergence <= 1.02 * best
 
 
 # --- agents over the same task -----------------------------------------------------------------
@@ -156,6 +170,6 @@ def test_evolution_climbs_and_keeps_the_better() -> None:
 def test_agents_that_practise_find_what_a_wrong_prior_hides(name: str) -> None:
     """Predictions that say the opposite of the truth; 80 measured plans repair them."""
     wrong: Callable[[str, int], float] = lambda n, k: (1 - k / 20) ** 2 / WEIGHTS[int(n[-1])]  # noqa: E731
-    task = dataclasses.replace(uneven(), predicted=wrong)
+    task = predicting(uneven(), wrong)
     found = run_search(task, name, 80, 0)
-    assert found.best.metrics.kl <= 1.05 * best_loss(task)
+    assert found.best.metrics.divergence <= 1.05 * best_loss(task)

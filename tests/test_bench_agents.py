@@ -15,7 +15,9 @@ from prune_env import Ledger
 from prune_env.agents.vec_env import AsVecEnv
 from prune_env.experiments import bench_agents
 from prune_env.experiments.bench_agents import PARTS, AgentsConfig, Split, measure, watched
+from prune_env.mdp.evaluator import Kept, OfFunction
 from prune_env.mdp.task import PruningTask
+from prune_env.quality.evaluators import Hopeless, Metrics
 from prune_env.search.account import Practised
 from prune_env.search.ledger import Exhausted
 from prune_env.testing import toy_task
@@ -92,21 +94,20 @@ def test_the_last_line_is_json_and_shares_add_up(
 CALLS: list[str] = []
 
 
-class Busy:
+class Busy(OfFunction):
     """The toy's evaluation, which takes its time; a cache that can be cleared."""
 
-    def __init__(self, task: PruningTask) -> None:
-        self.inner, self.groups = task.evaluate, task.groups
-
-    def __call__(self, kept: tuple[int, ...]) -> Any:
+    def measure(
+        self, kept: Kept, samples: int | None = None, hopeless: Hopeless | None = None
+    ) -> Metrics:
         until = time.process_time() + BUSY
         while time.process_time() < until:
             pass
-        return self.inner(kept)
+        return self.function(kept)
 
     def candidate(self, kept: Any) -> None:
         CALLS.append("built")
-        assert all(level in group.levels for group, level in zip(self.groups, kept, strict=True))
+        assert all(0 <= level <= 20 for level in kept)
 
     def forget(self) -> None:
         CALLS.append("forgotten")
@@ -114,7 +115,7 @@ class Busy:
 
 def busy(**options: Any) -> PruningTask:
     task = toy_task(**options)
-    return replace(task, evaluate=Busy(task))
+    return replace(task, evaluator=Busy(task.evaluator.measure))
 
 
 def test_evaluations_are_timed_on_a_fresh_cache_after_every_level_was_built() -> None:

@@ -28,6 +28,8 @@ def test_what_no_option_can_be_is_refused_and_named(name: str) -> None:
     for value in WRONG:
         if name == "ignore" and isinstance(value, str) and value:
             continue
+        if name == "batch" and value is None:
+            continue
         if name == "output" and type(value) in (str, int):
             continue
         with pytest.raises(PruneEnvError, match=name) as caught:

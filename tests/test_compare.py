@@ -36,6 +36,7 @@ from prune_env.experiments.report.summaries import (
     summary_table,
 )
 from prune_env.experiments.sweeps import compare_task, searching
+from prune_env.mdp.evaluator import OfFunction
 from prune_env.mdp.rewards import Outcome, improved
 from prune_env.mdp.task import PruningTask
 from prune_env.quality.evaluators import Metrics
@@ -334,35 +335,28 @@ def test_options_reach_the_task(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert CompareConfig(multiple_of="8").multiples == 8
 
 
-class Forgetful:
+FORGOTTEN: list[OfFunction] = []
+
+
+class Forgetful(OfFunction):
     """The toy's evaluation with a cache that can be cleared."""
 
-    def __init__(self, task: PruningTask) -> None:
-        self.inner, self.forgotten = task.evaluate, 0
-
-    def __call__(self, kept: tuple[int, ...]) -> Any:
-        return self.inner(kept)
-
     def forget(self) -> None:
-        self.forgotten += 1
-
-
-FORGETFUL: list[Forgetful] = []
+        FORGOTTEN.append(self)
 
 
 def forgetful(**options: Any) -> PruningTask:
     task = toy_task(**options)
-    FORGETFUL.append(Forgetful(task))
-    return replace(task, evaluate=FORGETFUL[-1])
+    return replace(task, evaluator=Forgetful(task.evaluator.measure))
 
 
 def test_every_search_begins_with_nothing_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    FORGETFUL.clear()
+    FORGOTTEN.clear()
     content = compared_by(tmp_path, capsys, "--task", f"{__name__}:forgetful", budgets="0.7,0.6")
-    (evaluate,) = FORGETFUL
-    assert evaluate.forgotten == len(all_runs(content)) == 8
+    assert len({id(each) for each in FORGOTTEN}) == 1
+    assert len(FORGOTTEN) == len(all_runs(content)) == 8
 
 
 def test_with_one_evaluation_luck_needs_all_seeds(tmp_path: Path) -> None:

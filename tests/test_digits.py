@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prune_env.recovery import accuracy_and_loss
+from prune_env.recovery import evaluate
 from prune_env.tasks import cache, digits
 from prune_env.tasks.cache import cache_folder, cached_tensors
 from prune_env.tasks.digits import DigitsNet, dense_digits, load_digits, stratified_order
@@ -75,7 +75,7 @@ def test_the_order_follows_its_seed() -> None:
 def test_the_dense_network_is_good_and_in_eval_mode(trained: tuple[Path, DigitsNet]) -> None:
     net = trained[1]
     assert not any(module.training for module in net.modules())
-    assert accuracy_and_loss(net, [load_digits().test]).accuracy >= 0.97
+    assert evaluate(net, [load_digits().test]).figure >= 0.97
 
 
 def test_the_second_call_reads_the_file(

@@ -10,7 +10,18 @@ import pytest
 import torch
 from hub import HUB
 from torch import nn
-from toys import NAMES, close, counted_macs, counted_size, identical, outputs, snapshot, toy
+from towers import TwoTowers
+from toys import (
+    NAMES,
+    close,
+    counted_macs,
+    counted_size,
+    identical,
+    outputs,
+    snapshot,
+    toy,
+    unaccounted,
+)
 from zoo import NASTY, Wrapped, image
 
 from prune_env.costs.model import CostModel
@@ -289,3 +300,11 @@ def test_model_zoo(name: str) -> None:
     assert prunable_share(CostModel.of(model, inputs, live)) >= hub.share
     if live:
         obeys_the_laws(model, inputs, live)
+
+
+def test_a_single_number_that_is_returned_is_no_unit() -> None:
+    """As CLIP returns the scale of its products."""
+    model = TwoTowers().eval()
+    groups = find_groups(model, (torch.randn(4, 12), torch.randn(4, 6)))
+    assert [(g.name, g.units) for g in groups if not g.frozen] == [("image.0", 32), ("text.0", 32)]
+    assert not unaccounted(model, groups)

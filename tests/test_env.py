@@ -39,8 +39,8 @@ from prune_env.testing import toy_inputs, toy_model, toy_task
 ID = "PruneEnv/Layerwise-v0"
 IDS = sorted(name for name in gymnasium.registry if name.startswith("PruneEnv/"))
 TERMINAL = {
-    "asked", "taken", "budget", "accuracy", "kl", "loss", "flops_ratio", "params_ratio", "plan",
-    "reward_terms",
+    "asked", "taken", "budget", "accuracy", "kl", "divergence", "loss", "flops_ratio",
+    "params_ratio", "plan", "reward_terms",
 }  # fmt: skip
 
 
@@ -548,10 +548,10 @@ def test_expected_worth_goes_from_minus_one_to_nothing_lost(make: Any) -> None:
 
 def test_expected_losses_are_the_predicted_ones_or_the_mass_of_scores() -> None:
     task = real_task()
-    assert task.predicted is not None
+    assert task.evaluator.predicted_loss is not None
     for group, loss_L in zip(task.groups, expected_losses(task), strict=True):
         for place in (0, len(group.levels) - 1):
-            predicted = task.predicted(group.name, group.levels[place])
+            predicted = task.evaluator.predicted_loss(group.name, group.levels[place])
             assert loss_L[place] == pytest.approx(max(0.0, predicted))
     (loss_L,) = expected_losses(toy_task(length=1, width=4))  # scores 4, 3, 2, 1
     assert loss_L.tolist() == pytest.approx([1.0, 0.6, 0.3, 0.1, 0.0])

@@ -231,7 +231,7 @@ def test_a_task_drops_the_experts_that_score_least(criterion: str) -> None:
     seen = [Batch(inputs, targets) for inputs, targets in data[:2]]
     given = Evidence(calibrate(one.model, seen, one.groups), dict, batches=seen)
     expected = score_groups(criterion, one.model, one.groups, given)
-    orders: Any = task.evaluate.orders  # type: ignore[attr-defined]
+    orders: Any = task.evaluator.orders  # type: ignore[attr-defined]
     for name in one.paths:
         assert torch.equal(orders[name], expected[name].argsort(descending=True, stable=True))
 

@@ -15,9 +15,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from prune_env.fingerprint import described, differences
-from prune_env.mdp.rewards import Outcome, accuracy, kl
+from prune_env.mdp.evaluator import OfFunction
+from prune_env.mdp.rewards import Outcome, divergence, figure
 from prune_env.mdp.task import PruningTask
 from prune_env.quality.evaluators import Metrics
+from prune_env.quality.objectives import REGRESSION
 from prune_env.testing import toy_task
 
 
@@ -81,13 +83,13 @@ def test_equal_content_has_one_text_and_other_content_another(kind: str) -> None
 
 
 def test_functions_are_told_by_code_and_wrappers_by_what_they_wrap() -> None:
-    @functools.wraps(kl)
+    @functools.wraps(divergence)
     def counted(outcome: Outcome) -> dict[str, float]:
-        return kl(outcome)
+        return divergence(outcome)
 
     one, two = (lambda: 1), (lambda: 2)
     assert described(one) != described(two)
-    assert described(counted) == described(kl) == "kl"
+    assert described(counted) == described(divergence) == "divergence"
 
 
 def test_files_are_told_by_content(tmp_path: Path) -> None:
@@ -122,14 +124,15 @@ def test_every_part_of_a_task_counts() -> None:
     assert task.fingerprint == again.fingerprint
 
     def other(kept: tuple[int, ...]) -> Metrics:
-        return task.evaluate(kept)
+        return task.evaluator.measure(kept)
 
     others: list[PruningTask] = [
         toy_task(target=0.4, budget=0.7), toy_task(target=0.3, budget=0.8), task.at(0.9),
         toy_task(target=0.3, budget=0.7, width=21), toy_task(target=0.3, budget=0.7, length=5),
-        toy_task(target=0.3, budget=0.7, leftover="leave"), replace(task, reward=accuracy),
-        replace(task, evaluate=other), replace(task, on="params"), task.around(task.path),
-        replace(task, race=lambda kept, hopeless: task.evaluate(kept)),
+        toy_task(target=0.3, budget=0.7, leftover="leave"), replace(task, reward=figure),
+        replace(task, evaluator=OfFunction(other)), replace(task, on="params"),
+        task.around(task.path),
+        replace(task, evaluator=OfFunction(other, objective=REGRESSION)),
     ]  # fmt: skip
     found = [tuple(sorted(each.fingerprint.items())) for each in (task, *others)]
     assert len(set(found)) == len(found)

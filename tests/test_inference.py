@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prune_env.errors import ConfigError
 from prune_env.quality import inference
+from prune_env.quality.batches import Batch
 from prune_env.quality.inference import PLAIN, Inference, fitting_batch
 from prune_env.quality.outputs import LOGITS
 from prune_env.structure.inputs import call_model
@@ -27,7 +28,7 @@ def outputs(way: Inference, model: nn.Module, inputs: Any) -> Tensor:
 @pytest.mark.parametrize("name", sorted(TOYS))
 def test_float32_gives_the_plain_outputs(name: str) -> None:
     model, inputs = toy_model(name), toy_inputs(name)
-    way = Inference.of(model, inputs, "float32")
+    way = Inference.of(model, Batch(inputs), "float32")
     assert not way.bfloat16
     torch.testing.assert_close(
         outputs(way, model, inputs), outputs(PLAIN, model, inputs), rtol=1e-4, atol=1e-5
@@ -39,7 +40,7 @@ def test_batchnorms_are_gone_and_the_model_is_as_before(name: str) -> None:
     model, inputs = toy_model(name), toy_inputs(name)
     state = copy.deepcopy(model.state_dict())
     kinds = [type(module) for module in model.modules()]
-    way = Inference.of(model, inputs, "float32")
+    way = Inference.of(model, Batch(inputs), "float32")
     with way.ready(model) as fast:
         assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
         call_model(fast, inputs)
@@ -49,7 +50,7 @@ def test_batchnorms_are_gone_and_the_model_is_as_before(name: str) -> None:
 
 def test_what_is_found_on_one_width_folds_another() -> None:
     wide = toy_model("residual")
-    way = Inference.of(wide, toy_inputs("residual"), "float32")
+    way = Inference.of(wide, Batch(toy_inputs("residual")), "float32")
     narrow = copy.deepcopy(wide)
     with torch.no_grad():
         for vector in narrow.a1[1].parameters():  # type: ignore[index, union-attr]
@@ -109,19 +110,19 @@ class Hidden(nn.Module):
 def test_what_cannot_be_folded_is_left(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model, inputs = kind().eval(), torch.randn(4, 3, 5, 5)
-    way = Inference.of(model, inputs, "float32")
+    way = Inference.of(model, Batch(inputs), "float32")
     torch.testing.assert_close(outputs(way, model, inputs), outputs(PLAIN, model, inputs))
 
 
 def test_bfloat16_is_taken_where_it_is_native_and_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = toy_model("residual"), toy_inputs("residual")
     monkeypatch.setattr(inference, "_native_bfloat16", lambda model: False)
-    assert not Inference.of(model, inputs).bfloat16
+    assert not Inference.of(model, Batch(inputs)).bfloat16
     monkeypatch.setattr(inference, "_native_bfloat16", lambda model: True)
-    assert Inference.of(model, inputs).bfloat16
+    assert Inference.of(model, Batch(inputs)).bfloat16
     monkeypatch.setattr(inference, "AGREEMENT", 0.0)
-    assert not Inference.of(model, inputs).bfloat16
-    assert Inference.of(model, inputs, "bfloat16").bfloat16
+    assert not Inference.of(model, Batch(inputs)).bfloat16
+    assert Inference.of(model, Batch(inputs), "bfloat16").bfloat16
 
 
 class Arrays(nn.Sequential):
@@ -136,14 +137,14 @@ def test_a_network_that_does_not_run_in_bfloat16_runs_in_float32(
 ) -> None:
     monkeypatch.setattr(inference, "_native_bfloat16", lambda model: True)
     model = Arrays(nn.Linear(3, 4)).eval()
-    assert not Inference.of(model, torch.randn(2, 3)).bfloat16
+    assert not Inference.of(model, Batch(torch.randn(2, 3))).bfloat16
     with pytest.raises(ConfigError, match=r"Arrays does not run in it: .*precision='float32'"):
-        Inference.of(model, torch.randn(2, 3), "bfloat16")
+        Inference.of(model, Batch(torch.randn(2, 3)), "bfloat16")
 
 
 def test_bfloat16_is_close_to_float32() -> None:
     model, inputs = toy_model("residual"), toy_inputs("residual")
-    way = Inference.of(model, inputs, "bfloat16")
+    way = Inference.of(model, Batch(inputs), "bfloat16")
     plain, rounded = outputs(PLAIN, model, inputs), outputs(way, model, inputs)
     assert not torch.equal(plain, rounded)
     assert float((plain - rounded).abs().max() / plain.abs().max()) < 0.03
@@ -151,7 +152,7 @@ def test_bfloat16_is_close_to_float32() -> None:
 
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ConfigError, match="'half'; choose of auto, float32, bfloat16"):
-        Inference.of(toy_model("chain"), toy_inputs("chain"), "half")
+        Inference.of(toy_model("chain"), Batch(toy_inputs("chain")), "half")
 
 
 def test_the_fitting_batch_falls_with_the_size_of_activations() -> None:

@@ -50,11 +50,12 @@ from prune_env.experiments.networks.pretrained import (
     token_project,
 )
 from prune_env.experiments.report.findings import verdict
-from prune_env.experiments.report.quality import ACCURACY, PERPLEXITY, yardstick_named
+from prune_env.experiments.report.quality import ACCURACY, PERPLEXITY, yardstick_for
 from prune_env.experiments.report.report import format_table
 from prune_env.experiments.report.summaries import summarise, summary_table
 from prune_env.experiments.stages.stages import tuning_settings
-from prune_env.recovery.epoch import accuracy_and_loss
+from prune_env.quality.objectives import TOKENS
+from prune_env.recovery.epoch import evaluate
 from prune_env.recovery.finetune import FinetuneSettings, finetune
 
 transformers = pytest.importorskip("transformers")
@@ -111,12 +112,11 @@ def test_the_error_of_perplexity_follows_from_the_spread_of_losses() -> None:
         logits = model(input_ids=ids).logits
     losses = F.cross_entropy(logits.flatten(0, 1), next_tokens(ids).flatten(), reduction="none")
     counted = losses.reshape(5, 16)[:, :-1].double()
-    quality = accuracy_and_loss(model, TokenBatches(ids, 2))
-    assert quality.loss_std == pytest.approx(float(counted.std(correction=0)), rel=1e-5)
+    quality = evaluate(model, TokenBatches(ids, 2))
+    spread = float(counted.std()) / math.sqrt(75)
+    assert quality.loss_error == pytest.approx(spread, rel=1e-5)
     error = eval_tokens(model, TokenBatches(ids, 2)).error
-    assert error == pytest.approx(
-        math.exp(float(counted.mean())) * float(counted.std(correction=0)) / math.sqrt(75), rel=1e-5
-    )
+    assert error == pytest.approx(math.exp(float(counted.mean())) * spread, rel=1e-5)
 
 
 @given(st.lists(st.integers(0, 60), min_size=40, max_size=90), st.integers(2, 8))
@@ -196,15 +196,15 @@ def test_our_numbers_of_samples_give_way_to_what_was_asked_for() -> None:
 
 def test_a_project_measures_its_reward_apart_from_its_calibration(folder: Path) -> None:
     project = pretrained_project(folder, folder / "tokens.npz", budget=0.9)
-    evaluate: Any = project.task.evaluate
+    evaluate: Any = project.task.evaluator
     calibrated = torch.cat([batch.inputs["input_ids"] for batch in evaluate.calibration])
-    rewarded = torch.cat([batch.inputs["input_ids"] for batch in evaluate.measure.batches])
+    rewarded = torch.cat([batch.inputs["input_ids"] for batch in evaluate.quality.batches])
     kept_apart = torch.cat([batch["input_ids"] for batch in project.val])
     seen = [set(map(tuple, part.tolist())) for part in (calibrated, rewarded, kept_apart)]
     assert not seen[0] & seen[1]
     assert not (seen[0] | seen[1]) & seen[2]
     assert len(seen[0] | seen[1] | seen[2]) == 24  # and none is left out
-    assert project.yardstick is PERPLEXITY
+    assert project.yardstick == PERPLEXITY
     assert set(project.factory().state_dict()) == set(project.dense.state_dict())
 
 
@@ -286,9 +286,9 @@ def test_the_verdict_knows_which_way_perplexity_goes() -> None:
 
 
 def test_an_unknown_figure_of_quality_is_refused() -> None:
-    assert yardstick_named("accuracy") is ACCURACY
+    assert yardstick_for(TOKENS, "accuracy") == ACCURACY
     with pytest.raises(ConfigError, match="perplexity"):
-        yardstick_named("bleu")
+        yardstick_for(TOKENS, "bleu")
 
 
 def test_the_recipe_gives_way_to_the_command_line() -> None:
@@ -366,7 +366,7 @@ def test_a_classifier_of_sentences_is_trained_once_and_searched(
         calibration_samples=50, reward_samples=100,
     )  # fmt: skip
     project = make()
-    assert accuracy_and_loss(project.dense, project.test).accuracy == 1.0
+    assert evaluate(project.dense, project.test).figure == 1.0
     kept = project.task.decode([0.0] * project.task.length)
     assert project.task.outcome(kept).metrics.samples == 100
     monkeypatch.setattr(

@@ -627,7 +627,7 @@ def test_an_interruption_changes_nothing_for_any_searcher(searcher: str, tmp_pat
 
 OTHERS = {
     "dense weights differ": {"seed": 1},
-    "reward kl there, accuracy now": {"reward": "accuracy"},
+    "reward divergence there, figure now": {"reward": "accuracy"},
     "criterion obs there, l1 now": {"criterion": "l1"},
     "repair": {"repair": "none"},
     "budget 0.85 there, 0.9 now": {"budget": 0.9},

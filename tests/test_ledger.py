@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from prune_env.errors import PlanError, RunError
+from prune_env.mdp.evaluator import OfFunction
 from prune_env.mdp.rewards import Outcome
 from prune_env.mdp.task import PruningTask
 from prune_env.quality.evaluators import Hopeless, Metrics
@@ -37,12 +38,12 @@ def counted(task: PruningTask) -> tuple[PruningTask, list[tuple[int, ...]]]:
     """The task, and the list of plans it was really asked to measure."""
     calls: list[tuple[int, ...]] = []
 
-    @functools.wraps(task.evaluate)
+    @functools.wraps(task.evaluator.function)
     def evaluate(kept: tuple[int, ...]) -> Metrics:
         calls.append(kept)
-        return task.evaluate(kept)
+        return task.evaluator.measure(kept)
 
-    return replace(task, evaluate=evaluate), calls
+    return replace(task, evaluator=OfFunction(evaluate)), calls
 
 
 def test_every_question_is_charged_and_every_plan_measured_once() -> None:
@@ -58,14 +59,24 @@ def test_every_question_is_charged_and_every_plan_measured_once() -> None:
     assert (len(calls), ledger.spent) == (1, 3)
 
 
+class Raced(OfFunction):
+    """Every plan has one stage."""
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        return (1,)
+
+    def measure(
+        self, kept: tuple[int, ...], samples: int | None = None, hopeless: Hopeless | None = None
+    ) -> Metrics:
+        metrics = self.function(kept)
+        return replace(metrics, share=0.25) if hopeless and hopeless(metrics) else metrics
+
+
 def raced(task: PruningTask) -> PruningTask:
     """The toy task, in which a plan behind the best costs a quarter."""
 
-    def race(kept: tuple[int, ...], hopeless: Hopeless) -> Metrics:
-        metrics = task.evaluate(kept)
-        return replace(metrics, share=0.25) if hopeless(metrics) else metrics
-
-    return replace(task, race=race)
+    return replace(task, evaluator=Raced(task.evaluator.measure))
 
 
 def test_a_plan_given_up_early_costs_its_share(tmp_path: Path) -> None:

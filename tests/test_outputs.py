@@ -17,10 +17,10 @@ from prune_env import FinetuneSettings, PruningTask, finetune
 from prune_env.calibration.gradients import loss_gradients
 from prune_env.errors import ConfigError, DataError, ModelError, PruneEnvError
 from prune_env.quality.batches import Batch
-from prune_env.quality.evaluators import ClassifierEvaluator, Metrics
+from prune_env.quality.evaluators import Evaluator, Metrics
 from prune_env.quality.outputs import LOGITS, Output
 from prune_env.quality.shift import one_ahead
-from prune_env.recovery.epoch import accuracy_and_loss
+from prune_env.recovery.epoch import evaluate
 from prune_env.testing import toy_inputs, toy_model
 
 NAMES = ("chain", "residual", "grouped")
@@ -41,7 +41,7 @@ def numbers(model: nn.Module, inputs: Any, seed: int = 0) -> Batch:
 def close(one: Metrics, other: Metrics, tolerance: float = 1e-4) -> bool:
     return all(
         vars(one)[name] == pytest.approx(vars(other)[name], rel=tolerance, abs=tolerance)
-        for name in ("accuracy", "loss", "kl", "samples")
+        for name in ("figure", "loss", "divergence", "samples")
     )
 
 
@@ -76,19 +76,17 @@ def test_probabilities_measure_what_their_logits_do(
     other = toy_model(name, 1).eval()
     data = [numbers(body, toy_inputs(name, 1, 12))]
     wrapped = Wrapped(body, CHANGES[change])
-    plain, read = (ClassifierEvaluator.of(model, data) for model in (body, wrapped))
+    plain, read = (Evaluator.of(model, data) for model in (body, wrapped))
     assert close(read(Wrapped(other, CHANGES[change])), plain(other))
     said = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert len(said) == (change == "softmax")
     ours, theirs = (
-        loss_gradients(model, data, evaluator.output)
+        loss_gradients(model, data, evaluator.objective)
         for model, evaluator in ((wrapped, read), (body, plain))
     )
     for key, gradient in theirs.items():
         torch.testing.assert_close(ours[f"body.{key}"], gradient, rtol=1e-3, atol=1e-5)
-    assert accuracy_and_loss(wrapped, data).loss == pytest.approx(
-        accuracy_and_loss(body, data).loss, rel=1e-4
-    )
+    assert evaluate(wrapped, data).loss == pytest.approx(evaluate(body, data).loss, rel=1e-4)
 
 
 def test_tuning_descends_the_loss_of_probabilities() -> None:
@@ -106,10 +104,10 @@ def test_tuning_descends_the_loss_of_probabilities() -> None:
 def test_what_lies_between_0_and_1_is_no_probability_by_that_alone(seed: int, classes: int) -> None:
     logits = torch.rand(6, classes, generator=seeded(seed)) / classes
     data = [Batch(logits, torch.arange(6) % classes)]
-    assert ClassifierEvaluator.of(nn.Identity(), data).output == LOGITS
+    assert Evaluator.of(nn.Identity(), data).objective.output == LOGITS
     with pytest.raises(ModelError, match=r"ends in a sigmoid.*before the sigmoid.*Output\(\)"):
-        ClassifierEvaluator.of(nn.Sigmoid(), data)
-    known = ClassifierEvaluator.of(nn.Sigmoid(), data, output=LOGITS)
+        Evaluator.of(nn.Sigmoid(), data)
+    known = Evaluator.of(nn.Sigmoid(), data, output=LOGITS)
     assert close(known(nn.Sigmoid()), known.of(nn.Identity(), _through(data))(nn.Identity()))
 
 
@@ -124,14 +122,14 @@ def test_several_parts_that_fit_ask_for_output(name: str) -> None:
     data = [numbers(body, toy_inputs(name, 1, 8))]
     detector = Wrapped(body, boxes_first)
     for refused in (
-        lambda: ClassifierEvaluator.of(detector, data),
-        lambda: accuracy_and_loss(detector, data),
+        lambda: Evaluator.of(detector, data),
+        lambda: evaluate(detector, data),
         lambda: finetune(detector, data, data, settings=ONE),
     ):
         with pytest.raises(ModelError, match="output=0 or output=1"):
             refused()
-    read = ClassifierEvaluator.of(detector, data, output=1)
-    assert read(Wrapped(other, boxes_first)) == ClassifierEvaluator.of(body, data)(other)
+    read = Evaluator.of(detector, data, output=1)
+    assert read(Wrapped(other, boxes_first)) == Evaluator.of(body, data)(other)
     found = finetune(detector, data, data, settings=ONE, output=1, teacher=detector).history
     assert found == finetune(body, data, data, settings=ONE, teacher=body).history
 
@@ -150,9 +148,9 @@ def test_several_parts_that_fit_ask_for_output(name: str) -> None:
 )
 def test_the_part_that_is_meant_is_read(wrap: Any, said: str | int) -> None:
     data = [Batch(torch.randn(6, 4, generator=seeded(0)), torch.arange(6) % 4)]
-    plain = ClassifierEvaluator.of(nn.Identity(), data)(nn.Identity())
+    plain = Evaluator.of(nn.Identity(), data)(nn.Identity())
     model = Wrapped(nn.Identity(), wrap)
-    assert ClassifierEvaluator.of(model, data, output=said)(model) == plain
+    assert Evaluator.of(model, data, output=said)(model) == plain
 
 
 @pytest.mark.parametrize(
@@ -165,13 +163,14 @@ def test_the_part_that_is_meant_is_read(wrap: Any, said: str | int) -> None:
         (lambda z: z, True, ConfigError, "output is True"),
         (lambda z: z, 1.5, ConfigError, "output is 1.5"),
         (lambda z: z, "", ConfigError, "output is ''"),
-        (lambda z: z[:, :1], "auto", DataError, r"one number for every prediction.*torch.stack"),
-        (lambda z: z[:, 0], "auto", DataError, "Only classification is measured"),
+        (lambda z: z[:, :3], "auto", DataError, "targets run from 0 to 4, but the model has 3"),
+        (lambda z: z[:, :1], "auto", DataError, "whole numbers.*objective='regression'"),
+        (lambda z: z[:, 0], "auto", DataError, "whole numbers.*objective='regression'"),
     ],
 )
 def test_what_is_not_there_is_refused(wrap: Any, said: Any, error: Any, says: str) -> None:
-    data = [Batch(torch.randn(6, 5, generator=seeded(0)), torch.zeros(6, dtype=torch.int64))]
-    for measure in (ClassifierEvaluator.of, accuracy_and_loss):
+    data = [Batch(torch.randn(6, 5, generator=seeded(0)), torch.arange(6) % 5)]
+    for measure in (Evaluator.of, evaluate):
         with pytest.raises(error, match=says):
             measure(Wrapped(nn.Identity(), wrap), data, output=said)  # type: ignore[operator]
 
@@ -187,11 +186,11 @@ def test_a_task_and_tuning_read_alike() -> None:
         PruningTask.from_model(model, data, **options)
     task = PruningTask.from_model(model, data, output=1, **options)
     plain = PruningTask.from_model(body, data, **options)
-    assert task.output == Output("1")
+    assert task.objective.output == Output("1")
     assert task.dense == plain.dense
     for ours, theirs in zip(task.scores.values(), plain.scores.values(), strict=True):
         torch.testing.assert_close(ours, theirs)
-    finetune(task.network([8]), data, data, settings=ONE, output=task.output)
+    finetune(task.network([8]), data, data, settings=ONE, objective=task.objective)
     with pytest.raises(ConfigError, match=r"output is \[1\]"):
         PruningTask.from_model(model, data, output=[1], **options)
 
@@ -221,9 +220,9 @@ def test_pixels_are_classified_as_cross_entropy_has_them(classes: int, last: boo
         logits = Segmenter(classes)(images)
     expected = float(F.cross_entropy(logits, targets))
     right = (logits.argmax(1) == targets)[targets != -100].float().mean()
-    metrics = ClassifierEvaluator.of(model, data)(model)
+    metrics = Evaluator.of(model, data)(model)
     assert metrics.loss == pytest.approx(expected, rel=1e-5)
-    assert metrics.accuracy == pytest.approx(float(right))
+    assert metrics.more["accuracy"] == pytest.approx(float(right))
     assert metrics.samples == 5 * 30
     history = finetune(model, data, data, settings=ONE, teacher=model).history
     assert history[0].val_loss == pytest.approx(expected, rel=1e-5)
@@ -233,15 +232,15 @@ def test_as_many_classes_as_positions_is_refused_unless_said() -> None:
     logits = torch.randn(4, 5, 5, generator=seeded(0))
     data = [Batch(logits, torch.randint(0, 5, (4, 5), generator=seeded(1)))]
     with pytest.raises(DataError, match="go together in two ways"):
-        ClassifierEvaluator.of(nn.Identity(), data)
+        Evaluator.of(nn.Identity(), data)
     last, second = (
-        ClassifierEvaluator.of(nn.Identity(), data, output=Output(classes=dim))(nn.Identity()).loss
+        Evaluator.of(nn.Identity(), data, output=Output(classes=dim))(nn.Identity()).loss
         for dim in (-1, 1)
     )
     assert second == pytest.approx(float(F.cross_entropy(logits, data[0].targets)), rel=1e-5)
     assert last == pytest.approx(float(F.cross_entropy(logits.mT, data[0].targets)), rel=1e-5)
     shorter = Batch(logits[:, :3], data[0].targets[:, :3])
-    assert ClassifierEvaluator.of(nn.Identity(), [*data, shorter]).output == LOGITS
+    assert Evaluator.of(nn.Identity(), [*data, shorter]).objective.output == LOGITS
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32, torch.uint16, torch.int64])
@@ -253,8 +252,8 @@ def test_class_156_counts_in_every_type(kind: torch.dtype) -> None:
     assert torch.equal(ours.targets, targets)
     assert ours.targets.dtype == torch.int64
     model = nn.Identity()
-    assert ClassifierEvaluator.of(model, [ours]).samples == 8
-    assert accuracy_and_loss(model, [(logits, ours.targets)]) == accuracy_and_loss(model, [theirs])
+    assert Evaluator.of(model, [ours]).samples == 8
+    assert evaluate(model, [(logits, ours.targets)]) == evaluate(model, [theirs])
 
 
 def test_one_sample_too_few_for_a_norm_names_the_cure() -> None:
@@ -262,7 +261,7 @@ def test_one_sample_too_few_for_a_norm_names_the_cure() -> None:
     data = [(torch.randn(size, 4), torch.arange(size) % 3) for size in (8, 1)]
     with pytest.raises(ModelError, match=r"train, epoch 1, step 1.*drop_last=True"):
         finetune(model, data, data, settings=ONE)
-    assert accuracy_and_loss(model, data).predictions == 9
+    assert evaluate(model, data).samples == 9
 
 
 class Language(nn.Module):
@@ -282,12 +281,12 @@ def test_targets_that_are_the_tokens_read_need_a_loss_to_compare_with() -> None:
     model = Language()
     for item in ((ids, ids), {"input_ids": ids, "labels": ids}):
         with pytest.raises(DataError, match=r"100% of the targets are the token.*follows"):
-            accuracy_and_loss(model, [item])
+            evaluate(model, [item])
     with torch.no_grad():
         logits = model(ids)
-    ahead = accuracy_and_loss(model, [(ids, one_ahead(ids))]).loss
+    ahead = evaluate(model, [(ids, one_ahead(ids))]).loss
     assert ahead == pytest.approx(float(F.cross_entropy(logits[:, :-1].mT, ids[:, 1:])), rel=1e-5)
-    here = accuracy_and_loss(model, [(ids, ids)], output=Output()).loss
+    here = evaluate(model, [(ids, ids)], output=Output()).loss
     assert here == pytest.approx(float(F.cross_entropy(logits.mT, ids)), rel=1e-5)
 
 
@@ -330,7 +329,7 @@ def test_labels_that_the_model_moves_are_read_as_it_does(name: str) -> None:
     for data in (as_it_takes, prompt):
         with torch.no_grad():
             own = sum(float(model(**batch).loss) for batch in data) / len(data)
-        assert accuracy_and_loss(model, data).loss == pytest.approx(own, rel=1e-4)
+        assert evaluate(model, data).loss == pytest.approx(own, rel=1e-4)
     tuned = finetune(model, as_it_takes, as_it_takes, settings=ONE).history
     ready = [({"input_ids": x}, one_ahead(x)) for x in rows()]
     assert tuned == finetune(model, ready, ready, settings=ONE).history
@@ -338,7 +337,7 @@ def test_labels_that_the_model_moves_are_read_as_it_does(name: str) -> None:
         "criterion": "taylor", "budget": 0.9, "calibration_samples": 4, "reward_samples": 8
     }  # fmt: skip
     ours, theirs = (PruningTask.from_model(model, d, **options) for d in (as_it_takes, ready))
-    assert (ours.output.ahead, theirs.output.ahead) == (True, False)
+    assert (ours.objective.output.ahead, theirs.objective.output.ahead) == (True, False)
     assert ours.dense == theirs.dense
     assert all(torch.equal(ours.scores[key], theirs.scores[key]) for key in theirs.scores)
 
@@ -349,10 +348,11 @@ def test_a_model_that_does_not_move_labels_is_read_as_they_stand() -> None:
     data = [{"input_ids": x, "labels": x} for x in rows()]
     with torch.no_grad():
         own = sum(float(model(**batch).loss) for batch in data) / len(data)
-    assert accuracy_and_loss(model, data).loss == pytest.approx(own, rel=1e-4)
+    assert evaluate(model, data).loss == pytest.approx(own, rel=1e-4)
 
 
-def test_targets_of_many_labels_name_what_is_measured() -> None:
-    data = [Batch(torch.randn(6, 5), torch.ones(6, 5))]
-    with pytest.raises(PruneEnvError, match="Only classification is measured"):
-        ClassifierEvaluator.of(nn.Identity(), data)
+def test_one_hot_targets_could_be_meant_in_two_ways() -> None:
+    data = [Batch(torch.randn(6, 5), torch.eye(5)[torch.arange(6) % 5])]
+    with pytest.raises(PruneEnvError, match=r"argmax\(-1\).*objective='multilabel'"):
+        Evaluator.of(nn.Identity(), data)
+    assert Evaluator.of(nn.Identity(), data, objective="multilabel").objective.name == "multilabel"

@@ -9,7 +9,7 @@ from prune_env.experiments.networks.presets import open_named
 from prune_env.experiments.networks.project import Project
 from prune_env.experiments.stages.stages import quality
 from prune_env.mdp.registry import make_task
-from prune_env.recovery.epoch import accuracy_and_loss
+from prune_env.recovery.epoch import evaluate
 from prune_env.tasks.digits import load_digits
 
 
@@ -18,7 +18,7 @@ def test_digits_come_with_images_that_the_search_leaves_alone() -> None:
     assert isinstance(project, Project)
     splits = load_digits()
     test = DataLoader(TensorDataset(*splits.test), batch_size=100)
-    expected = project.yardstick.of(accuracy_and_loss(project.dense, test))
+    expected = project.yardstick.of(evaluate(project.dense, test))
     assert quality(project, project.dense) == expected > 0.9
     made = project.factory()
     made.load_state_dict(project.dense.state_dict())
@@ -32,4 +32,6 @@ def test_a_preset_of_digits_searches_as_the_task_of_the_package_does() -> None:
     assert isinstance(project, Project)
     kept = task.decode([0.0] * task.length)
     assert project.task.decode([0.0] * task.length) == kept
-    assert project.task.evaluate(kept).kl == task.evaluate(kept).kl
+    assert (
+        project.task.evaluator.measure(kept).divergence == task.evaluator.measure(kept).divergence
+    )

@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prune_env import Ledger, PruneEnv
+from prune_env.mdp.evaluator import OfFunction
 from prune_env.mdp.rewards import REWARDS, Outcome, best_of, improved
 from prune_env.mdp.task import PruningTask
 from prune_env.quality.evaluators import Metrics
 from prune_env.search.searchers import SEARCHERS, run_search
 from prune_env.testing import toy_task
 
-QUALITY = {"kl": lambda m: -m.kl, "accuracy": lambda m: m.accuracy}
+QUALITY = {"divergence": lambda m: -m.divergence, "figure": lambda m: m.figure}
 ALIKE = ("a2c", "td3", "ddpg", "tqc")
 """Agents that are paid by the same few lines as ppo and sac."""
 ratios = st.sampled_from([0.2, 0.3, 0.4, 0.5])
@@ -27,7 +28,7 @@ ratios = st.sampled_from([0.2, 0.3, 0.4, 0.5])
 def outcomes(draw: st.DrawFn, reward: str) -> Outcome:
     """An outcome as a task would pay it; few values, so that ties are common."""
     quality = draw(st.sampled_from([0.0, 0.1, 0.1005, 0.9]))
-    metrics = Metrics(accuracy=quality, loss=quality, kl=quality, samples=10)
+    metrics = Metrics(figure=quality, loss=quality, divergence=quality, samples=10)
     flops, params = draw(ratios), draw(ratios)
     outcome = Outcome((1,), metrics, 1e6 * flops, flops, params, {}, draw(st.booleans()))
     return replace(outcome, terms=REWARDS[reward](outcome))
@@ -59,15 +60,15 @@ def test_a_reward_that_is_no_number_is_never_the_best(values: Sequence[float]) -
     assert best_of(replace(nothing, terms={"paid": value}) for value in values).reward == 0.5
 
 
-def priced(reward: str = "kl", quality: Sequence[float] = (0.105, 0.1)) -> PruningTask:
+def priced(reward: str = "divergence", quality: Sequence[float] = (0.105, 0.1)) -> PruningTask:
     """Plans of two groups of two units; keeping less of the first costs less, and is worse."""
     task = toy_task(length=2, width=2, leftover="leave", budget=0.9)
 
     def evaluate(kept: tuple[int, ...]) -> Metrics:
         value = quality[kept[0] > 1]
-        return Metrics(accuracy=1 - value, loss=value, kl=value, samples=1)
+        return Metrics(figure=1 - value, loss=value, divergence=value, samples=1)
 
-    return replace(task, evaluate=evaluate, reward=REWARDS[reward])
+    return replace(task, evaluator=OfFunction(evaluate), reward=REWARDS[reward])
 
 
 @pytest.mark.parametrize("reward", QUALITY)
@@ -91,7 +92,7 @@ def test_an_episode_is_paid_what_it_is_ranked_by() -> None:
     env.reset()
     env.step([0.5])
     *_, info = env.step([0.5])
-    assert info["reward_terms"] == {"kl": -info["kl"]}
+    assert info["reward_terms"] == {"divergence": -info["kl"]}
 
 
 @pytest.mark.long
@@ -99,19 +100,19 @@ def test_an_episode_is_paid_what_it_is_ranked_by() -> None:
 def test_every_searcher_climbs_what_the_ledger_ranks_by(name: str) -> None:
     """It asks for the same plans however the same reward is made up."""
     plain = toy_task(target=[0.2, 0.6, 0.3, 0.7], budget=0.6)
-    dense = Metrics(accuracy=1.0, loss=0.0, kl=0.0, samples=1)
+    dense = Metrics(figure=1.0, loss=0.0, divergence=0.0, samples=1)
 
     def apart(outcome: Outcome) -> dict[str, float]:
-        return {"kl": -outcome.metrics.kl, "cost": 1.0 - outcome.flops_ratio}
+        return {"divergence": -outcome.metrics.divergence, "cost": 1.0 - outcome.flops_ratio}
 
     def together(outcome: Outcome) -> dict[str, float]:
         return {"paid": math.fsum(apart(outcome).values())}
 
     def hidden(kept: tuple[int, ...]) -> Metrics:
-        return replace(plain.evaluate(kept), accuracy=sum(kept) % 7 / 7)
+        return replace(plain.evaluator.measure(kept), figure=sum(kept) % 7 / 7)
 
-    one = replace(plain, reward=apart, dense=dense)
-    other = replace(plain, reward=together, evaluate=hidden)
+    one = replace(plain, reward=apart, evaluator=replace(plain.evaluator, dense=dense))  # type: ignore[type-var]
+    other = replace(plain, reward=together, evaluator=OfFunction(hidden))
     first, second = (run_search(task, name, 10, seed=1) for task in (one, other))
     assert [o.kept for o in first.history] == [o.kept for o in second.history]
     assert first.best.kept == second.best.kept

@@ -175,7 +175,7 @@ def test_a_sample_that_runs_what_calibration_did_not_names_the_layer() -> None:
     options = {"calibration_samples": 8, "reward_samples": 8, "repair_samples": 8}
     task = PruningTask.from_model(Branches(by_height).eval(), data, **options)
     with pytest.raises(ModelError, match=r"'left' \(Conv2d.*`more_inputs`"):
-        task.evaluate(tuple(group.levels[0] for group in task.groups))
+        task.evaluator.measure(tuple(group.levels[0] for group in task.groups))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from toys import NAMES, asked_of, dense_task, tasks, toy
+from toys import NAMES, asked_of, dense_task, figures, tasks, toy
 
 from prune_env.errors import (
     BudgetError,
@@ -28,7 +28,8 @@ from prune_env.mdp.rewards import REWARDS, Outcome, reward_named
 from prune_env.mdp.task import FEATURES, PruningTask, State
 from prune_env.plan.cut import compact
 from prune_env.quality.batches import Batch, channels_last
-from prune_env.quality.evaluators import ClassifierEvaluator, Metrics
+from prune_env.quality.evaluators import Evaluator, Metrics
+from prune_env.quality.objectives import REGRESSION
 from prune_env.repair.repairs import Repair, reestimate_batchnorm
 from prune_env.testing import toy_inputs, toy_model, toy_task
 
@@ -224,17 +225,26 @@ def test_asking_for_too_few_groups_is_refused() -> None:
 
 
 def outcome(**changes: Any) -> Outcome:
-    metrics = Metrics(accuracy=0.8, loss=0.6, kl=0.25, samples=10)
+    metrics = Metrics(figure=0.8, loss=0.6, divergence=0.25, samples=10)
     return replace(Outcome((3,), metrics, 2e6, 0.5, 0.4), **changes)
 
 
 def test_rewards_by_hand() -> None:
-    assert REWARDS["accuracy"](outcome()) == {"accuracy": 0.8}
-    assert REWARDS["kl"](outcome()) == {"kl": -0.25}
+    assert REWARDS["figure"](outcome()) == {"figure": 0.8}
+    assert REWARDS["divergence"](outcome()) == {"divergence": -0.25}
+    assert REWARDS["loss"](outcome()) == {"loss": -0.6}
+    assert reward_named("rmse", REGRESSION)(outcome()) == {"figure": -0.8}
     assert REWARDS["amc"](outcome())["amc"] == pytest.approx(-0.2 * math.log(2e6))
     assert outcome(terms={"a": 0.5, "b": -2.0}).reward == -1.5
-    assert reward_named("kl") is REWARDS["kl"]
-    with pytest.raises(ConfigError, match=r"no reward 'KL'.*kl, accuracy, amc"):
+    assert reward_named("kl") is REWARDS["divergence"]
+    assert reward_named("accuracy") is reward_named("figure") is REWARDS["figure"]
+    with pytest.raises(ConfigError, match="'amc' is made for a fraction"):
+        reward_named("amc", REGRESSION)
+    with pytest.raises(ConfigError, match=r"no reward .*'regression'.* 'kl'"):
+        reward_named("kl", REGRESSION)
+    with pytest.raises(
+        ConfigError, match=r"no reward .*'KL'.*divergence, figure, loss, amc, kl, accuracy"
+    ):
         reward_named("KL")
 
 
@@ -275,10 +285,10 @@ def test_an_outcome_is_compact_repaired_and_measured(name: str) -> None:
     small = compact(model, task.plan(kept)).eval()
     batches = [channels_last(Batch(*item)) for item in data]
     reestimate_batchnorm(small, batches[:2])
-    by_hand = ClassifierEvaluator.of(model, batches[2:])(small)
+    by_hand = Evaluator.of(model, batches[2:])(small)
     measured = task.outcome(kept).metrics  # with BatchNorm folded, hence rounded otherwise
-    assert vars(measured) == pytest.approx(vars(by_hand), rel=1e-4, abs=1e-5)
-    assert task.dense == ClassifierEvaluator.of(model, batches[2:])(model)
+    assert figures(measured) == pytest.approx(figures(by_hand), rel=1e-4, abs=1e-5)
+    assert task.dense == Evaluator.of(model, batches[2:])(model)
     again = PruningTask.from_model(model, data, budget=0.8, repair="batchnorm", **OPTIONS)
     assert again.outcome(kept) == task.outcome(kept)
 
@@ -399,12 +409,12 @@ def test_a_loader_that_is_too_short_is_said_once(caplog: pytest.LogCaptureFixtur
 
 def counts_of(task: PruningTask) -> tuple[int, int]:
     """Samples for calibration and for the reward; none is in both."""
-    evaluate = task.evaluate
+    evaluate = task.evaluator
     assert isinstance(evaluate, CandidateEvaluator)
-    assert isinstance(evaluate.measure, ClassifierEvaluator)
+    assert isinstance(evaluate.quality, Evaluator)
     parts = [
         {tuple(x.flatten().tolist()) for batch in batches for x in batch.inputs}  # type: ignore[union-attr]
-        for batches in (evaluate.calibration, evaluate.measure.batches)
+        for batches in (evaluate.calibration, evaluate.quality.batches)
     ]
     assert not parts[0] & parts[1]
     return len(parts[0]), len(parts[1])

@@ -20,8 +20,9 @@ from prune_env.agents.callbacks import TensorBoardLog
 from prune_env.agents.curves import sparsity_tags
 from prune_env.agents.figures import front, non_dominated, plans, scatter
 from prune_env.errors import RunError
+from prune_env.mdp.evaluator import Kept, OfFunction
 from prune_env.mdp.rewards import Outcome
-from prune_env.quality.evaluators import Metrics
+from prune_env.quality.evaluators import Hopeless, Metrics
 from prune_env.search.searchers import run_search
 from prune_env.storage import read_json, write_json
 from prune_env.testing import toy_task
@@ -63,7 +64,7 @@ def test_every_evaluation_is_a_step_of_every_curve(logged: Path) -> None:
     task, events = toy_task(budget=0.6), read(logged / "log")
     tags = {
         "quality/accuracy", "quality/kl", "quality/loss", "cost/flops_ratio", "cost/params_ratio",
-        "reward/total", "reward/kl", "best/reward", "best/accuracy", "best/kl",
+        "reward/total", "reward/divergence", "best/reward", "best/accuracy", "best/kl",
         *sparsity_tags(task),
     }  # fmt: skip
     assert tags <= set(events.Tags()["scalars"])
@@ -78,7 +79,7 @@ def test_curves_hold_what_the_search_returned(logged: Path) -> None:
     task, events = toy_task(budget=0.6), read(logged / "log")
     history = run_search(task, "ppo", N, 0, logged / "search").history
     for tag, of_tag in {
-        "quality/kl": [o.metrics.kl for o in history],
+        "quality/kl": [o.metrics.divergence for o in history],
         "cost/flops_ratio": [o.flops_ratio for o in history],
         sparsity_tags(task)[2]: [1 - o.kept[2] / 20 for o in history],
     }.items():
@@ -100,7 +101,10 @@ def test_sparsities_are_named_in_layer_order() -> None:
 def test_baselines_are_constant_lines_from_end_to_end(logged: Path) -> None:
     events = read(logged / "log" / "baseline_uniform")
     uniform = run_search(toy_task(budget=0.6), "uniform", 1, 0).best
-    for tag, value in {"best/reward": uniform.reward, "quality/kl": uniform.metrics.kl}.items():
+    for tag, value in {
+        "best/reward": uniform.reward,
+        "quality/kl": uniform.metrics.divergence,
+    }.items():
         line = events.Scalars(tag)
         assert [event.step for event in line] == [1, N]
         assert [event.value for event in line] == pytest.approx([value, value])
@@ -177,11 +181,16 @@ def probing(ledger: Ledger, seed: int) -> None:
 def halved(task: PruningTask) -> PruningTask:
     """A part of the samples flatters: half of the error, half of the charge."""
 
-    def part(kept: tuple[int, ...], share: float) -> Metrics:
-        whole = task.evaluate(kept)
-        return dataclasses.replace(whole, kl=share * whole.kl, share=share)
+    class Halved(OfFunction):
+        def measure(
+            self, kept: Kept, samples: int | None = None, hopeless: Hopeless | None = None
+        ) -> Metrics:
+            whole = self.function(kept)
+            share = 1.0 if samples is None else samples / 10
+            return dataclasses.replace(whole, divergence=share * whole.divergence, share=share)
 
-    return dataclasses.replace(task, part=part)
+    dense = Metrics(1.0, 0.0, 0.0, 10)
+    return dataclasses.replace(task, evaluator=Halved(task.evaluator.measure, dense=dense))
 
 
 def test_probes_and_glimpses_are_no_candidates(tmp_path: Path) -> None:

@@ -119,8 +119,8 @@ def test_episodes_give_plans_within_the_budget(name: str, kind: str) -> None:
             assert kept != tuple(group.units for group in of.groups)
             small = compact(model, PruningPlan.from_json(env.plan.to_json()))
             assert run(small).shape == before.shape
-            assert isinstance(of.evaluate, CandidateEvaluator)
-            expected = run(of.evaluate.candidate(kept))
+            assert isinstance(of.evaluator, CandidateEvaluator)
+            expected = run(of.evaluator.candidate(kept))
             assert torch.equal(run(env.network()), expected)  # nothing here is repaired from data
     assert torch.equal(run(model), before)
 
@@ -152,17 +152,17 @@ def test_a_branch_and_the_units_inside_it_go_together(name: str) -> None:
     of = task(name, "structured+sublayers")
     branches = [n for n, group in enumerate(of.groups) if group.min_keep == 0]
     assert len(branches) == 4
-    assert isinstance(of.evaluate, CandidateEvaluator)
+    assert isinstance(of.evaluator, CandidateEvaluator)
     for number in branches:
         tensors = {axis.tensor for axis in of.groups[number].axes}
         kept = np.array([group.units for group in of.groups])
         kept[number] = 0
-        whole, price = run(of.evaluate.candidate(kept.tolist())), of.costs(kept)
+        whole, price = run(of.evaluator.candidate(kept.tolist())), of.costs(kept)
         for other, group in enumerate(of.groups):
             if other not in branches and {a.tensor for a in group.axes} & tensors:
                 kept[other] = group.levels[0]
         assert kept.sum() < sum(group.units for group in of.groups) - 1
-        torch.testing.assert_close(run(of.evaluate.candidate(kept.tolist())), whole)
+        torch.testing.assert_close(run(of.evaluator.candidate(kept.tolist())), whole)
         assert of.costs(kept).tolist() == price.tolist()
 
 

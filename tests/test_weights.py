@@ -570,7 +570,10 @@ def test_a_task_runs_on_weights_as_on_channels() -> None:
         toy.model, data, groups=toy.groups, on="params", calibration_samples=20, reward_samples=20
     )
     kept = [group.nearest_level(0.4 * group.units) for group in task.groups]
-    assert task.evaluate(tuple(kept)).kl > task.evaluate(tuple(g.units for g in task.groups)).kl
+    assert (
+        task.evaluator.measure(tuple(kept)).divergence
+        > task.evaluator.measure(tuple(g.units for g in task.groups)).divergence
+    )
     assert float(task.costs.ratio(kept, "params")) < 0.5
     plan = task.plan(kept)
     built = compact(toy.model, plan)

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prune_env.costs.model import METRICS, CostModel
 from prune_env.criteria.elementwise import score_units
+from prune_env.mdp.evaluator import OfFunction
 from prune_env.mdp.task import PruningTask
 from prune_env.plan.plan import PruningPlan
 from prune_env.quality.evaluators import Metrics
@@ -130,8 +131,13 @@ def unaccounted(model: nn.Module, groups: Sequence[PrunableGroup]) -> set[str]:
 # ---- tasks
 
 
+def figures(metrics: Metrics) -> dict[str, float]:
+    """All numbers of a measurement by name."""
+    return {**{k: v for k, v in vars(metrics).items() if k != "more"}, **metrics.more}
+
+
 def measured(kept: tuple[int, ...]) -> Metrics:
-    return Metrics(accuracy=0.5, loss=1.0, kl=1 / (1 + sum(kept)), samples=8)
+    return Metrics(figure=0.5, loss=1.0, divergence=1 / (1 + sum(kept)), samples=8)
 
 
 @cache
@@ -142,17 +148,17 @@ def dense_task(name: str, multiple: int = 1, on: str = "macs") -> PruningTask:
     live = tuple(group for group in groups if not group.frozen) or case.live
     costs = CostModel.of(case.model, case.inputs, live)
     scores = score_units(case.model, live)
-    return PruningTask(live, costs, measured, scores, budget=1.0, on=on)  # type: ignore[arg-type]
+    return PruningTask(live, costs, OfFunction(measured), scores, budget=1.0, on=on)  # type: ignore[arg-type]
 
 
 def idle(task: PruningTask) -> PruningTask:
     """The same task, by its fingerprint, which must not be asked to measure anything."""
 
-    @functools.wraps(task.evaluate)
+    @functools.wraps(task.evaluator.function)
     def never(kept: tuple[int, ...]) -> Metrics:
         raise AssertionError("measured, although everything is in the journal")
 
-    return replace(task, evaluate=never)
+    return replace(task, evaluator=OfFunction(never))
 
 
 @st.composite

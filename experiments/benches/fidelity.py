@@ -143,11 +143,11 @@ class _Bench:
             precision=config.precision,
             reward_samples=rewarded,
         )
-        assert isinstance(self.task.evaluate, CandidateEvaluator)
-        self.evaluate = self.task.evaluate
+        assert isinstance(self.task.evaluator, CandidateEvaluator)
+        self.evaluate = self.task.evaluator
         self.parts = [
             replace(part, inference=self.evaluate.inference)
-            for part in _parts(self.dense, self.evaluate.measure.batches, config.sizes)  # type: ignore[attr-defined]
+            for part in _parts(self.dense, self.evaluate.quality.batches, config.sizes)  # type: ignore[attr-defined]
         ]
         self.plans = draw(self.task, config)
 
@@ -181,7 +181,7 @@ class _Bench:
             metrics = part(model)
             seconds += time.process_time() - start
             samples += metrics.samples
-            total += metrics.samples * np.array([metrics.accuracy, metrics.loss, metrics.kl])
+            total += metrics.samples * np.array([metrics.figure, metrics.loss, metrics.divergence])
             accuracy, loss, kl = (total / samples).tolist()
             row = {"accuracy": accuracy, "loss": loss, "kl": kl}
             rows.append({**row, "samples": samples, "seconds": seconds})
@@ -211,12 +211,16 @@ class _Bench:
         start = time.perf_counter()
         val = [(batch.inputs, batch.targets) for batch in self.val]
         tuned = finetune(
-            self.task.network(kept), self.train, val, settings=settings, output=self.task.output
+            self.task.network(kept),
+            self.train,
+            val,
+            settings=settings,
+            objective=self.task.objective,
         )
         history = tuned.history
         return {
-            "before": history[0].val_accuracy,
-            "tuned": history[-1].val_accuracy,
+            "before": history[0].val_figure,
+            "tuned": history[-1].val_figure,
             "val_samples": sum(len(batch) for batch in self.val),
             "seconds": time.perf_counter() - start,
         }
@@ -243,7 +247,7 @@ def _disjoint(splits: Any, config: FidelityConfig, rewarded: int) -> tuple[Any, 
 def _parts(dense: Any, batches: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
     """An evaluator for the first `sizes[0]` samples, one for those up to `sizes[1]`, ..."""
     from prune_env.quality.batches import Batch, channels_last, take_batches
-    from prune_env.quality.evaluators import ClassifierEvaluator
+    from prune_env.quality.evaluators import Evaluator
 
     size = len(batches[0])
     whole = take_batches(batches, sizes[-1], sizes[-1])[0]
@@ -252,7 +256,7 @@ def _parts(dense: Any, batches: Sequence[Any], sizes: Sequence[int]) -> list[Any
     for low, high in zip([0, *sizes], sizes, strict=False):
         part = Batch(inputs[low:high], whole.targets[low:high])
         split = take_batches([part], None, size)
-        parts.append(ClassifierEvaluator.of(dense, [channels_last(batch) for batch in split]))
+        parts.append(Evaluator.of(dense, [channels_last(batch) for batch in split]))
     return parts
 
 

@@ -31,7 +31,7 @@ from prune_env.mdp.env import PlanEnv
 from prune_env.mdp.task import State
 from prune_env.mdp.vector import LockstepVectorEnv
 from prune_env.quality.batches import take_batches
-from prune_env.quality.evaluators import ClassifierEvaluator
+from prune_env.quality.evaluators import Evaluator
 from prune_env.recovery.schedule import FinetuneSettings
 from prune_env.testing import toy_task
 
@@ -254,8 +254,11 @@ def _batches(folder: Path) -> Attempt:
             data = odd(random)
         batches = take_batches(data, 20)
         require(sum(map(len, batches)) <= 20, "more samples than asked")
-        metrics = ClassifierEvaluator.of(model, batches)(model)
-        require(metrics.kl < 1e-6 and np.isfinite(metrics.loss), "the dense network is not itself")
+        metrics = Evaluator.of(model, batches)(model)
+        require(
+            metrics.divergence < 1e-6 and np.isfinite(metrics.loss),
+            "the dense network is not itself",
+        )
         return "valid"
 
     return attempt

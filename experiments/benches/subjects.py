@@ -63,7 +63,7 @@ def _train(dense: Dense, checkpoint: Path, weights: Path) -> None:
         loader(splits.val, batch_size=250, mean=splits.mean, std=splits.std),
         settings=settings,
         checkpoint=checkpoint,
-        on_epoch=lambda record: note(f"dense epoch {record.epoch}: {record.val_accuracy:.2%}"),
+        on_epoch=lambda record: note(f"dense epoch {record.epoch}: {record.val_figure:.2%}"),
     )
     save_tensors(weights, tuned.model.state_dict())
 

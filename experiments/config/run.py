@@ -63,7 +63,7 @@ class RunConfig:
     repair: str = option(
         "least_squares+batchnorm", "what is done to a candidate before it is measured"
     )
-    reward: str = option("kl", "reward of an episode")
+    reward: str = option("divergence", "reward of an episode")
     reward_samples: int = option(1000, "training images each plan is measured on")
     calibration_samples: int = option(500, "training images for the statistics of the repair")
     repair_samples: int = option(128, "of them, those that a repair with data sees for every plan")

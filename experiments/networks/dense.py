@@ -62,7 +62,7 @@ def trained(
 
             def tell(record: EpochRecord) -> None:
                 if record.epoch:
-                    bar.step(f"val loss {record.val_loss:.4f}, accuracy {record.val_accuracy:.2%}")
+                    bar.step(f"val loss {record.val_loss:.4f}, accuracy {record.val_figure:.2%}")
 
             result = finetune(
                 net, *loaders, settings=settings, checkpoint=checkpoint, on_epoch=tell

@@ -24,7 +24,7 @@ from prune_env.experiments.data.places import locate
 from prune_env.experiments.data.tokens import TokenBatches, TokenSplits, load_tokens
 from prune_env.experiments.networks.project import Project
 from prune_env.mdp.candidates import TaskOptions
-from prune_env.recovery.epoch import accuracy_and_loss
+from prune_env.recovery.epoch import evaluate
 
 CONFIG = "config.json"
 ROWS = 8
@@ -131,10 +131,9 @@ def eval_tokens(model: nn.Module, batches: Iterable[Any]) -> TokenQuality:
         DataError: the loader is empty or malformed.
         ModelError: the model cannot run a batch, or gives NaN or infinite outputs.
     """
-    found = accuracy_and_loss(model, batches)
+    found = evaluate(model, batches)
     perplexity = math.exp(found.loss)
-    error = perplexity * found.loss_std / math.sqrt(found.predictions)
-    return TokenQuality(perplexity, error, found.accuracy, found.predictions)
+    return TokenQuality(perplexity, perplexity * found.loss_error, found.figure, found.samples)
 
 
 def pretrained_project(model: str | Path, data: str | Path, **options: Any) -> Project:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from prune_env import PruningTask
-from prune_env.experiments.report.quality import Yardstick, yardstick_named
+from prune_env.experiments.report.quality import Yardstick, yardstick_for
 from prune_env.fingerprint import Identity, identity_of
 
 
@@ -30,7 +30,8 @@ class Project:
         val: loader that selects epochs.
         test: loader for the final number.
         factory: makes the dense network with any weights, for loading a saved folder.
-        quality: the figure that networks are compared by; a name in `YARDSTICKS`.
+        quality: the figure that networks are compared by, by name; the objective's first one if it
+            is not said.
         recipe: fields of `FinetuneSettings` that suit this network, where the run's config
             leaves them at their default.
         note: what a reader of the report should know about the data.
@@ -43,7 +44,7 @@ class Project:
     val: Iterable[Any]
     test: Iterable[Any]
     factory: Callable[[], nn.Module]
-    quality: str = "accuracy"
+    quality: str = ""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
 
@@ -51,9 +52,9 @@ class Project:
     def fingerprint(self) -> Identity:
         """All that decides a run's figures beside its settings, by the name of the part."""
         data = identity_of(train_data=self.train, val_data=self.val, test_data=self.test)
-        return {**self.task.fingerprint, **data, "quality": self.quality}
+        return {**self.task.fingerprint, **data, "quality": self.yardstick.name}
 
     @property
     def yardstick(self) -> Yardstick:
         """The figure of quality."""
-        return yardstick_named(self.quality)
+        return yardstick_for(self.task.objective, self.quality)

@@ -30,7 +30,7 @@ def cell_of(
     found = [run for run in runs if "refused" not in run]
     measured = compared(found, config.evaluations)
     return {
-        **{key: facts[key] for key in ("title", "quality", "dense", "dense_held_out")},
+        **{key: facts[key] for key in ("title", "quality", "yardstick", "dense", "dense_held_out")},
         "units": config.units,
         "on": config.on,
         "budget": budget,

@@ -34,7 +34,7 @@ from prune_env.experiments.stages.policies import continuing
 from prune_env.fingerprint import identity_of
 from prune_env.mdp.rewards import Outcome
 from prune_env.quality.batches import Batch, take_batches
-from prune_env.recovery.epoch import accuracy_and_loss
+from prune_env.recovery.epoch import evaluate
 from prune_env.recovery.finetune import EpochRecord, FinetuneSettings
 from prune_env.search.ledger import Ledger
 from prune_env.search.searchers import SearchResult, run_search
@@ -116,11 +116,11 @@ def _tuned(
 
         def tell(record: EpochRecord) -> None:
             if record.epoch:
-                bar.step(f"val accuracy {record.val_accuracy:.2%}, loss {record.val_loss:.4f}")
+                bar.step(f"val accuracy {record.val_figure:.2%}, loss {record.val_loss:.4f}")
 
         result = finetune(
             model, project.train, project.val, settings=settings, teacher=project.dense,
-            checkpoint=checkpoint, on_epoch=tell, output=project.task.output,
+            checkpoint=checkpoint, on_epoch=tell, objective=project.task.objective,
         )  # fmt: skip
     return result.model
 
@@ -199,7 +199,7 @@ def left(network: nn.Module, plan: PruningPlan, task: PruningTask) -> dict[str, 
 
 def quality(project: Project, model: nn.Module) -> float:
     """The project's figure of quality on test: the one use of the test split."""
-    return project.yardstick.of(accuracy_and_loss(model, project.test, output=project.task.output))
+    return project.yardstick.of(evaluate(model, project.test, objective=project.task.objective))
 
 
 def row_of(
@@ -214,7 +214,7 @@ def row_of(
         "evaluations": len(result.history),
         "search_seconds": result.seconds,
         "reward": best.reward,
-        "kl": best.metrics.kl,
+        "kl": best.metrics.divergence,
         yardstick.key("reward"): yardstick.of(best.metrics),
         yardstick.key("before"): None,
         yardstick.key("after"): None,
@@ -230,7 +230,7 @@ def row_of(
             {
                 "reward": outcome.reward,
                 yardstick.name: yardstick.of(outcome.metrics),
-                "kl": outcome.metrics.kl,
+                "kl": outcome.metrics.divergence,
                 "flops_ratio": outcome.flops_ratio,
             }
             for outcome in result.history
@@ -279,14 +279,14 @@ def dense_facts(project: Project, folder: Path) -> dict[str, Any]:
         save_tensors(path, distinct(project.dense))
 
     def measure() -> dict[str, Any]:
-        read = project.task.output
-        test = accuracy_and_loss(project.dense, project.test, output=read)
-        val = accuracy_and_loss(project.dense, project.val, output=read)
+        read = project.task.objective
+        test = evaluate(project.dense, project.test, objective=read)
+        val = evaluate(project.dense, project.val, objective=read)
         return {
             project.yardstick.key("test"): project.yardstick.of(test),
             project.yardstick.key("val"): project.yardstick.of(val),
-            "test_samples": test.predictions,
-            "test_loss_std": test.loss_std,
+            "test_samples": test.samples,
+            "test_loss_std": project.yardstick.spread(test),
             "macs": float(costs[0]),
             "params": float(costs[1]),
             "file_bytes": path.stat().st_size,

@@ -13,7 +13,7 @@ from prune_env.experiments.config.compare import CompareConfig
 from prune_env.experiments.networks.presets import open_named
 from prune_env.experiments.networks.project import Project
 from prune_env.experiments.report.formats import cost_name
-from prune_env.experiments.report.quality import ACCURACY, Yardstick
+from prune_env.experiments.report.quality import Yardstick, yardstick_for
 from prune_env.experiments.stages.directory import once
 from prune_env.experiments.stages.stages import machine, quality, task_options
 from prune_env.fingerprint import Identity
@@ -44,7 +44,7 @@ def _facts(config: CompareConfig) -> dict[str, Any]:
     return {
         "title": task.name,
         "groups": task.length,
-        "quality": yardstick.name,
+        **yardstick.record,
         "predictions": None if dense is None else dense.samples,
         "dense": None if dense is None else yardstick.of(dense),
         "dense_held_out": quality(opened, opened.dense) if isinstance(opened, Project) else None,
@@ -73,7 +73,7 @@ def _task(config: CompareConfig) -> PruningTask:
 def task_of(config: CompareConfig, budget: float) -> PruningTask:
     """The task under a budget, with nothing measured yet: what a search finds costs it time."""
     task = _task(config)
-    forget = getattr(task.evaluate, "forget", None)  # a toy's evaluation is a plain function
+    forget = getattr(task.evaluator, "forget", None)  # a toy's evaluation is a plain function
     if forget is not None:
         forget()
     return replace(task, budget=budget)
@@ -89,7 +89,9 @@ def fingerprint_of(config: CompareConfig, budget: float) -> Identity:
 def yardstick_of_task(config: CompareConfig) -> Yardstick:
     """The figure of quality of a comparison."""
     opened = _opened(config)
-    return opened.yardstick if isinstance(opened, Project) else ACCURACY
+    if isinstance(opened, Project):
+        return opened.yardstick
+    return yardstick_for(opened.objective)
 
 
 def held_out(config: CompareConfig, kept: Sequence[int]) -> float | None:

@@ -5,7 +5,6 @@ Legend: N episodes.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -74,13 +73,15 @@ def run_many(many: Many) -> Run:
 def _searched(many: Many) -> SearchResult:
     config, asked = many.config, many.config.budgets
     # A plan is hopeless beside others of its budget only: no race.
-    task = dataclasses.replace(task_of(config, asked[-1]), race=None)
+    task = task_of(config, asked[-1]).unraced()
     searcher = partial(learn, config.agent, course=course_of(asked))
     label = f"{config.agent} b{asked[0]:g} to {asked[-1]:g} s{many.seed}"
     with progress(label, many.evaluations, "episodes", config.processes == 1) as bar:
 
         def tell(ledger: Ledger, outcome: Outcome) -> None:
-            bar.step(f"KL {outcome.metrics.kl:.4f} at {outcome.flops_ratio:.1%} of the MACs")
+            bar.step(
+                f"KL {outcome.metrics.divergence:.4f} at {outcome.flops_ratio:.1%} of the MACs"
+            )
 
         return run_search(
             task, f"{config.agent}, many budgets", many.evaluations, many.seed, many.folder, tell,
@@ -139,7 +140,7 @@ def _figures(many: Many, result: SearchResult) -> dict[str, Any]:
             tested[outcome.kept] = held_out(config, outcome.kept)
         return {
             "budget": budget, "cost": float(task.costs.ratio(outcome.kept, task.on)),
-            "kl": outcome.metrics.kl, yardstick.name: yardstick.of(outcome.metrics),
+            "kl": outcome.metrics.divergence, yardstick.name: yardstick.of(outcome.metrics),
             "held_out": tested[outcome.kept], "kept": list(outcome.kept),
         }  # fmt: skip
 
@@ -150,7 +151,7 @@ def _figures(many: Many, result: SearchResult) -> dict[str, Any]:
         "evaluations": len(history),
         "seconds": result.times[-1],
         "cost": cost_M,
-        "kl": [outcome.metrics.kl for outcome in history],
+        "kl": [outcome.metrics.divergence for outcome in history],
         yardstick.name: [yardstick.of(outcome.metrics) for outcome in history],
         "front": [row(b, best_within(history, cost_M, b)) for b in config.budgets],
         "policy": [row(b, outcome) for b, outcome in zip(config.budgets, asked, strict=True)],

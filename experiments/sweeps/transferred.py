@@ -25,10 +25,10 @@ from prune_env.experiments.sweeps.compare_task import (
     yardstick_of_task,
 )
 from prune_env.fingerprint import identity_of
+from prune_env.mdp.evaluator import Kept
 from prune_env.mdp.path import REACH
 from prune_env.mdp.path import Path as PlanPath
 from prune_env.mdp.rewards import Outcome
-from prune_env.mdp.task import Kept
 from prune_env.search.account import LANES, Account, Measured
 from prune_env.search.allocators import PATHS, best_prior, chosen_prior, plan_of
 from prune_env.search.searchers import JOURNAL
@@ -111,7 +111,7 @@ def _figures(transfer: Transfer) -> dict[str, Any]:
 def _row(config: CompareConfig, outcome: Outcome, evaluations: int) -> dict[str, Any]:
     yardstick = yardstick_of_task(config)
     return {
-        "kl": outcome.metrics.kl, yardstick.name: yardstick.of(outcome.metrics),
+        "kl": outcome.metrics.divergence, yardstick.name: yardstick.of(outcome.metrics),
         "held_out": held_out(config, outcome.kept), "kept": list(outcome.kept),
         "macs_ratio": outcome.flops_ratio, "params_ratio": outcome.params_ratio,
         "evaluations": evaluations,

@@ -38,7 +38,7 @@ def variants() -> dict[str, Variant]:
     """What can be removed from an agent. Add a part here."""
     from prune_env.agents.lanes import HELP, at_the_end
     from prune_env.mdp.leftover import leave
-    from prune_env.mdp.rewards import accuracy
+    from prune_env.mdp.rewards import figure
     from prune_env.mdp.transforms import absolute
     from prune_env.search.account import PRACTICE
 
@@ -54,7 +54,7 @@ def variants() -> dict[str, Variant]:
         "accuracy": Variant(
             "accuracy instead of KL",
             "The reward is accuracy; shown is the KL of the plan that is best by it.",
-            task={"reward": accuracy}),
+            task={"reward": figure}),
         "unspent": Variant(
             "without exact spend", "What the last levels leave of the budget is not given back.",
             task={"leftover": leave}),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,10 +21,10 @@ from prune_env.checks import check_fields
 from prune_env.costs.model import CostModel, Metric
 from prune_env.criteria.elementwise import Criterion, require_finite
 from prune_env.criteria.scorers import Evidence, score_groups
-from prune_env.errors import ConfigError, DataError
+from prune_env.errors import ConfigError, DataError, ModelError
 from prune_env.fingerprint import DIGEST, Identity, fingerprint, identity_of
 from prune_env.mdp.options import CHECKS, unknown_option
-from prune_env.mdp.rewards import Reward
+from prune_env.mdp.rewards import Reward, require_reward
 from prune_env.mdp.rules import require_reachable
 from prune_env.plan.cut import Candidates
 from prune_env.plan.delivery import calibration_batches, fingerprint_of, repaired
@@ -34,12 +34,15 @@ from prune_env.quality.batches import (
     Batch,
     channels_last,
     first_samples,
+    loader_of,
     parted,
     take_batches,
 )
-from prune_env.quality.evaluators import ClassifierEvaluator, Evaluator, Hopeless, Metrics
+from prune_env.quality.choosing import Wish
+from prune_env.quality.evaluators import Evaluator, Hopeless, Metrics
 from prune_env.quality.inference import Inference, fitting_batch
-from prune_env.quality.outputs import AUTO, Output, Said
+from prune_env.quality.objectives import Objective
+from prune_env.quality.outputs import AUTO, Said
 from prune_env.repair.build import build_ladders
 from prune_env.repair.ladder import Ladders
 from prune_env.repair.repairs import Repair, repair_named
@@ -47,7 +50,7 @@ from prune_env.structure.blame import naming_layer
 from prune_env.structure.copies import copied, sharing
 from prune_env.structure.entry import require_loaded
 from prune_env.structure.groups import PrunableGroup
-from prune_env.structure.inputs import Inputs
+from prune_env.structure.inputs import Inputs, device_of
 from prune_env.structure.options import PerGroup, constrain
 from prune_env.structure.rewrite import tensors_of
 from prune_env.units import groups_of
@@ -67,7 +70,9 @@ class TaskOptions:
         criterion: which units go first; a name in `SCORERS` or a `Criterion`.
         repair: what is done to a candidate before it is measured; a name in `REPAIRS` or a
             function.
-        reward: a name in `REWARDS` or a function from `Outcome` to named terms.
+        reward: "divergence" (from the dense network), "figure" (what people read), "loss",
+            "amc", or the objective's own word ("kl", "accuracy"); or a function from `Outcome` to
+            named terms.
         leftover: what is done with unspent budget: "give_back" or "leave".
         calibration_samples: training samples for statistics and gradients.
         reward_samples: further training samples that the reward is measured on.
@@ -77,8 +82,12 @@ class TaskOptions:
             become its best; none by default, so every plan is measured on all.
         precision: of the measurement, "float32", "bfloat16", or "auto": see `Inference.of`.
         batch_size: of both; 0 chooses one whose activations fit the processor's cache.
+        objective: what quality means: "auto" (by the first batch, said aloud), a name in
+            `OBJECTIVES`, an `Objective`, or a function from a network to a number.
         output: name or index of the part of the model's outputs that is its logits, where that is
             not clear; an `Output` says all there is to know.
+        batch: a function from what the loader gives to (inputs, targets), where it gives neither a
+            pair nor a dict with "labels".
         ignore: names or globs of layers to leave alone: they keep every row and column.
         min_sparsity, max_sparsity: bounds on the fraction of units removed, for all groups or by
             layer name or glob.
@@ -95,7 +104,7 @@ class TaskOptions:
     units: str = "structured"
     criterion: str | Criterion = "obs"
     repair: str | Repair = "least_squares+batchnorm"
-    reward: str | Reward = "kl"
+    reward: str | Reward = "divergence"
     leftover: str = "give_back"
     calibration_samples: int = CALIBRATION_SAMPLES
     reward_samples: int = 1000
@@ -103,7 +112,9 @@ class TaskOptions:
     stages: Sequence[int] = ()
     precision: str = "auto"
     batch_size: int = 0
+    objective: Wish = AUTO
     output: Said = AUTO
+    batch: Callable[[Any], Any] | None = None
     ignore: Sequence[str] = ()
     min_sparsity: PerGroup[float] = 0.0
     max_sparsity: PerGroup[float] = 0.9
@@ -112,6 +123,8 @@ class TaskOptions:
 
     def __post_init__(self) -> None:
         check_fields(self, CHECKS)
+        if isinstance(self.reward, str):
+            require_reward(self.reward, self.objective)
 
     @staticmethod
     def of(options: Mapping[str, Any]) -> TaskOptions:
@@ -151,11 +164,10 @@ class CandidateEvaluator:
         recipe: how the network of a plan that is kept is made, in this process or another.
         calibration: batches for the repair of the network of a plan that is kept.
         quick: batches for the repair of a plan that is only measured.
-        measure: the evaluator.
+        quality: what measures a network.
         inference: how networks are run for the repair.
         dense: what the dense network measures.
         made_of: what else decides what is measured, see `fingerprint`.
-        output: how its outputs and targets are read.
     """
 
     model: nn.Module
@@ -167,14 +179,14 @@ class CandidateEvaluator:
     recipe: Recipe
     calibration: tuple[Batch, ...]
     quick: tuple[Batch, ...]
-    measure: Evaluator
+    quality: Evaluator
     inference: Inference
     dense: Metrics
     made_of: Identity = field(default_factory=dict)
-    output: Output = field(default_factory=Output)
     clock: Clock = field(default_factory=Clock)
-    cache: dict[tuple[int, ...], Metrics] = field(default_factory=dict, repr=False)
-    glimpses: dict[tuple[tuple[int, ...], float], Metrics] = field(default_factory=dict, repr=False)
+    cache: dict[tuple[tuple[int, ...], int | None], Metrics] = field(
+        default_factory=dict, repr=False
+    )
 
     @cached_property
     def fingerprint(self) -> Identity:
@@ -184,34 +196,52 @@ class CandidateEvaluator:
             **identity_of(
                 dense_weights=DIGEST + self.ladders.made_of.model,
                 calibration_samples=[self.calibration, [len(batch) for batch in self.quick]],
-                reward_samples_and_dense_outputs=self.measure,
+                reward_samples_and_dense_outputs=self.quality,
                 precision="bfloat16" if self.inference.bfloat16 else "float32",
                 repair=self.repair,
             ),
         }
 
-    def __call__(self, kept: tuple[int, ...], hopeless: Hopeless | None = None) -> Metrics:
+    @property
+    def objective(self) -> Objective:
+        """What is measured, and how outputs are read."""
+        return self.quality.objective
+
+    @property
+    def stages(self) -> Sequence[int]:
+        """Numbers of samples after which a hopeless plan may be given up."""
+        return self.quality.stages
+
+    def unstaged(self) -> CandidateEvaluator:
+        """The same, without stages: every plan is measured in full."""
+        return dataclasses.replace(self, quality=dataclasses.replace(self.quality, stages=()))
+
+    def measure(
+        self,
+        kept: tuple[int, ...],
+        samples: int | None = None,
+        hopeless: Hopeless | None = None,
+    ) -> Metrics:
+        """Quality of a plan on about the first `samples` predictions, whole batches; None: all."""
         if hopeless is not None:  # when it is given up depends on its rival: not to be kept
             return self._measure(kept, hopeless)
-        if kept not in self.cache:
-            self.cache[kept] = self._measure(kept, None)
-        return self.cache[kept]
-
-    def glimpse(self, kept: tuple[int, ...], share: float) -> Metrics:
-        """Quality on about the first `share` of the samples, whole batches."""
-        key = (kept, share)
-        if key not in self.glimpses:
-            stage = math.ceil(share * self.dense.samples)
-            self.glimpses[key] = self._measure(kept, lambda metrics: True, (stage,))
-        return self.glimpses[key]
+        key = (kept, samples)
+        if key not in self.cache:
+            some = None if samples is None else (lambda metrics: True)
+            self.cache[key] = self._measure(kept, some, None if samples is None else (samples,))
+        return self.cache[key]
 
     def forget(self) -> None:
         """Measure every plan anew, for honest times; levels that were solved stay."""
         self.cache.clear()
-        self.glimpses.clear()
 
-    def network(self, plan: PruningPlan) -> nn.Module:
+    def predicted_loss(self, group: str, kept: int) -> float:
+        """Loss that the repair predicts for a group, by name, at a number of kept units."""
+        return self.ladders.predicted_loss(group, kept)
+
+    def network(self, kept: Sequence[int]) -> nn.Module:
         """The network of a plan that is kept, repaired on all calibration data: see `apply`."""
+        plan = PruningPlan.of_levels(self.groups, kept, self.orders)
         return repaired(plan, self.model, self.calibration, self.repair, self.recipe.seed)
 
     def candidate(self, kept: Sequence[int]) -> nn.Module:
@@ -234,13 +264,24 @@ class CandidateEvaluator:
         hopeless: Hopeless | None,
         stages: Sequence[int] | None = None,
     ) -> Metrics:
-        with naming_layer():
+        with naming_layer(), _naming_plan(kept, self.objective):
             model = self.candidate(kept)
             start = time.perf_counter()
-            metrics = self.measure(model, hopeless, stages)
+            metrics = self.quality(model, hopeless, stages)
         self.clock.measure += time.perf_counter() - start
         self.clock.calls += 1
         return metrics
+
+
+@contextmanager
+def _naming_plan(kept: Sequence[int], objective: Objective) -> Iterator[None]:
+    """Errors of the user's own evaluation say which plan it met."""
+    try:
+        yield
+    except ModelError as error:
+        if objective.evaluate is None:
+            raise
+        raise ModelError(f"{error} The plan keeps {list(kept)} units.") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,7 +328,7 @@ class Parts:
 
     outline: Outline
     scores: Mapping[str, Tensor]
-    evaluate: CandidateEvaluator
+    evaluator: CandidateEvaluator
 
 
 def prepare(
@@ -306,15 +347,16 @@ def prepare(
     untouched = copied(model)
     dense = sharing(untouched)  # a pass may write to buffers
     calibration, rewarding = _split(dense, data, options)
-    stages = sorted(options.stages)
-    measure = ClassifierEvaluator.of(dense, rewarding, stages=stages, output=options.output)
-    output, first = measure.output, measure.batches[0]
-    read = functools.partial(output.labelled, targets=first.targets)
-    inference = Inference.of(dense, first.inputs, options.precision, read)
+    quality = Evaluator.of(
+        dense, rewarding, stages=sorted(options.stages), objective=options.objective,
+        output=options.output,
+    )  # fmt: skip
+    objective, first = quality.objective, quality.batches[0]
+    inference = Inference.of(dense, first, options.precision, objective)
     examples = [first_samples(batch, 2).inputs for batch in calibration]
     sketch = outline(dense, examples, options, groups)
     live = sketch.groups
-    gradients = functools.cache(lambda: loss_gradients(dense, calibration, output))
+    gradients = functools.cache(lambda: loss_gradients(dense, calibration, objective))
 
     def score(portion: Sequence[PrunableGroup], statistics: Calibration) -> dict[str, Tensor]:
         seed = options.seed + (live.index(portion[0]) if portion else 0)  # a draw for each portion
@@ -322,7 +364,7 @@ def prepare(
         return score_groups(options.criterion, dense, portion, evidence)
 
     built = build_ladders(dense, calibration, live, score, seed=options.seed)
-    evaluate = CandidateEvaluator(
+    evaluator = CandidateEvaluator(
         model=untouched,
         candidates=Candidates(untouched, live),
         groups=live,
@@ -332,13 +374,12 @@ def prepare(
         recipe=_recipe(options, untouched, calibration),
         calibration=tuple(calibration),
         quick=tuple(take_batches(calibration, options.repair_samples)),
-        measure=dataclasses.replace(measure, inference=inference),
+        quality=dataclasses.replace(quality, inference=inference),
         inference=inference,
-        dense=measure(dense),
-        made_of=_made_of(untouched, options, output),
-        output=output,
+        dense=quality(dense),
+        made_of=_made_of(untouched, options, objective),
     )
-    return Parts(sketch, built.scores, evaluate)
+    return Parts(sketch, built.scores, evaluator)
 
 
 def _recipe(options: TaskOptions, dense: nn.Module, calibration: Sequence[Batch]) -> Recipe:
@@ -352,13 +393,14 @@ def _recipe(options: TaskOptions, dense: nn.Module, calibration: Sequence[Batch]
     )
 
 
-def _made_of(dense: nn.Module, options: TaskOptions, output: Output) -> Identity:
+def _made_of(dense: nn.Module, options: TaskOptions, objective: Objective) -> Identity:
     """What decides measurements beside tensors."""
     device = next((parameter.device.type for parameter in dense.parameters()), "cpu")
     return identity_of(
         network=[type(dense).__name__, str(dense)],
         criterion=options.criterion,
-        output=repr(output),
+        output=repr(objective.output),
+        objective=objective,
         stages=list(options.stages),
         seed=options.seed,
         threads=f"{torch.get_num_threads()} on {device}",
@@ -389,7 +431,8 @@ def _split(
         DataError: fewer than two samples.
     """
     wanted = options.calibration_samples + options.reward_samples
-    taken = take_batches(data, wanted)
+    device = device_of(model)
+    taken = [batch.to(device) for batch in take_batches(loader_of(data, options.batch), wanted)]
     found, count = sum(map(len, taken)), options.calibration_samples
     if found < 2:
         raise DataError("the loader has one sample; statistics and reward need one each at least.")

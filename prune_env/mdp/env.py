@@ -17,6 +17,7 @@ from torch import nn
 from prune_env.errors import ConfigError, PruneEnvError
 from prune_env.mdp.best import Best, better, found
 from prune_env.mdp.budgets import Budgets, asked_budget, task_at
+from prune_env.mdp.evaluator import Kept
 from prune_env.mdp.info import FinalInfo, ResetInfo, StepInfo, finished_info
 from prune_env.mdp.lockstep import Episodes, Walk
 from prune_env.mdp.registry import make_task
@@ -24,7 +25,7 @@ from prune_env.mdp.render import bars, table
 from prune_env.mdp.rewards import Outcome
 from prune_env.mdp.rules import Floats, as_kept
 from prune_env.mdp.shapes import LEVELS, PLAN, WALK, Shape, masks
-from prune_env.mdp.task import Kept, PruningTask
+from prune_env.mdp.task import PruningTask
 from prune_env.plan.plan import PruningPlan
 
 Array = NDArray[np.float32]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict, cast
 
 from prune_env.mdp.rewards import Outcome
 from prune_env.mdp.task import PruningTask
+from prune_env.quality.evaluators import named
 
 
 class ResetInfo(TypedDict):
@@ -27,15 +28,17 @@ class StepInfo(TypedDict):
 class Finished(TypedDict):
     """What the last step of an episode says of its plan.
 
-    `accuracy`, `kl` and `loss` are measured on the reward samples; `flops_ratio` and `params_ratio`
-    are what is left of the dense cost; `plan` holds kept units by group, `reward_terms` the reward
-    by term.
+    `divergence`, `loss` and the objective's figures by name (`accuracy`, and `kl` for the
+    divergence, of a classifier) are measured on the reward samples; `flops_ratio` and
+    `params_ratio` are what is left of the dense cost; `plan` holds kept units by group,
+    `reward_terms` the reward by term.
     """
 
     budget: float
-    accuracy: float
-    kl: float
+    divergence: float
     loss: float
+    accuracy: NotRequired[float]
+    kl: NotRequired[float]
     flops_ratio: float
     params_ratio: float
     plan: dict[str, int]
@@ -49,13 +52,12 @@ class FinalInfo(StepInfo, Finished):
 def finished_info(task: PruningTask, outcome: Outcome) -> Finished:
     """What there is to say of a finished plan of a task under the budget of its episode."""
     names = (group.name for group in task.groups)
-    return {
+    info = {
         "budget": task.budget,
-        "accuracy": outcome.metrics.accuracy,
-        "kl": outcome.metrics.kl,
-        "loss": outcome.metrics.loss,
+        **named(task.objective, outcome.metrics),
         "flops_ratio": outcome.flops_ratio,
         "params_ratio": outcome.params_ratio,
         "plan": dict(zip(names, outcome.kept, strict=True)),
         "reward_terms": dict(outcome.terms),
     }
+    return cast(Finished, info)  # the figures have names that no type knows

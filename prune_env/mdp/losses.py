@@ -30,13 +30,14 @@ def expected_loss(task: PruningTask, number: int) -> Floats:
     As the repair predicts it; a task without predictions loses the mass of the scores removed.
     """
     group = task.groups[number]
-    if task.predicted is None:
+    predicted = task.evaluator.predicted_loss
+    if predicted(group.name, group.levels[0]) is None:
         scores = task.scores[group.name].double().flatten().abs().sort().values.numpy()
         lost = np.concatenate([[0.0], scores.cumsum()]) / max(float(scores.sum()), 1e-300)
         return np.array([lost[group.cells - level] for level in group.levels])
     chosen = np.linspace(0, len(group.levels) - 1, min(POINTS, len(group.levels))).round()
     known = [group.levels[int(place)] for place in chosen]
-    loss = np.sqrt([max(0.0, task.predicted(group.name, level)) for level in known])
+    loss = np.sqrt([max(0.0, predicted(group.name, level) or 0.0) for level in known])
     return np.interp(group.levels, known, loss) ** 2
 
 

@@ -11,6 +11,7 @@ from prune_env.checks import (
     named,
     one_or_by_name,
     real,
+    refuse,
     several,
     text,
     text_or_several,
@@ -21,7 +22,8 @@ from prune_env.criteria.elementwise import Criterion
 from prune_env.criteria.scorers import SCORERS
 from prune_env.errors import BudgetError, GroupError
 from prune_env.mdp.leftover import LEFTOVERS
-from prune_env.mdp.rewards import REWARDS
+from prune_env.mdp.rewards import NAMES
+from prune_env.quality.choosing import wished
 from prune_env.quality.inference import PRECISIONS
 from prune_env.quality.outputs import checked
 from prune_env.repair.repairs import REPAIRS, Repair
@@ -43,8 +45,24 @@ def _output(name: str, value: object) -> None:
     checked(value)
 
 
+def _objective(name: str, value: object) -> None:
+    wished(value)
+
+
+def _reward(name: str, value: object) -> None:
+    if not (isinstance(value, str) or callable(value)):  # which names there are: `require_reward`
+        refuse(name, value, f"one of {', '.join(NAMES)}, or a function of an Outcome")
+
+
+def _batch(name: str, value: object) -> None:
+    if not (value is None or callable(value)):
+        refuse(name, value, "a function from what the loader gives to (inputs, targets)")
+
+
 CHECKS: Mapping[str, Check] = {
+    "objective": _objective,
     "output": _output,
+    "batch": _batch,
     "budget": BUDGET,
     "on": among(METRICS, f"one of {', '.join(METRICS)}", BudgetError),
     "units": _units,
@@ -58,7 +76,7 @@ CHECKS: Mapping[str, Check] = {
         lambda value: isinstance(value, Repair),
         f"one of {', '.join(REPAIRS)}, or a Repair",
     ),
-    "reward": named(REWARDS, callable, f"one of {', '.join(REWARDS)}, or a function of an Outcome"),
+    "reward": _reward,
     "leftover": named(LEFTOVERS, lambda value: False, f"one of {', '.join(LEFTOVERS)}"),
     "calibration_samples": whole(1),
     "reward_samples": whole(1),
@@ -95,6 +113,9 @@ ELSEWHERE = {
     "importance": "criterion",
     "granularity": "units",
     "flops": "budget, with on='macs'",
+    "metric": "objective",
+    "evaluator": "objective",
+    "criterion_fn": "objective",
     "num_samples": "calibration_samples and reward_samples",
 }
 """What other tools call it -> our options."""

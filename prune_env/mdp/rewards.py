@@ -11,8 +11,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from prune_env.errors import look_up
+from prune_env.errors import ConfigError, look_up
+from prune_env.quality.choosing import Wish, wished
 from prune_env.quality.evaluators import Metrics
+from prune_env.quality.objectives import CLASSIFICATION, OBJECTIVES, Objective
 
 Rank = tuple[bool, float, float, float]
 
@@ -73,35 +75,71 @@ def improved(outcomes: Iterable[Outcome]) -> list[bool]:
 Reward = Callable[[Outcome], dict[str, float]]
 
 
-def accuracy(outcome: Outcome) -> dict[str, float]:
-    """Accuracy on the reward samples."""
-    return {"accuracy": outcome.metrics.accuracy}
+def figure(outcome: Outcome) -> dict[str, float]:
+    """What people read, such as accuracy on the reward samples; more is better."""
+    return {"figure": outcome.metrics.figure}
 
 
-def kl(outcome: Outcome) -> dict[str, float]:
-    """Closeness to the dense network: -KL in nats.
+def figure_down(outcome: Outcome) -> dict[str, float]:
+    """What people read, where less is better."""
+    return {"figure": -outcome.metrics.figure}
+
+
+def divergence(outcome: Outcome) -> dict[str, float]:
+    """Closeness to the dense network, such as -KL in nats.
 
     Finer than accuracy on the few hundred samples a search can afford.
     """
-    return {"kl": -outcome.metrics.kl}
+    return {"divergence": -outcome.metrics.divergence}
+
+
+def loss(outcome: Outcome) -> dict[str, float]:
+    """Closeness to the targets."""
+    return {"loss": -outcome.metrics.loss}
 
 
 def amc(outcome: Outcome) -> dict[str, float]:
     """-error x log(FLOPs) (He et al. 2018, AMC, eq. 4).
 
     Trades quality for cost: made for `leftover="leave"` and a budget that does not bind. Under a
-    hard budget it prefers a worse network that costs less; `kl` and `accuracy` never do.
+    hard budget it prefers a worse network that costs less; the others never do.
     """
-    return {"amc": -(1 - outcome.metrics.accuracy) * math.log(max(outcome.flops, 1.0))}
+    return {"amc": -(1 - outcome.metrics.figure) * math.log(max(outcome.flops, 1.0))}
 
 
-REWARDS: dict[str, Reward] = {"kl": kl, "accuracy": accuracy, "amc": amc}
+REWARDS: dict[str, Reward] = {"divergence": divergence, "figure": figure, "loss": loss, "amc": amc}
+_OWN = [(objective.distance, objective.figure.name) for objective in OBJECTIVES.values()]
+NAMES = tuple(dict.fromkeys([*REWARDS, *(name for pair in _OWN for name in pair)]))
+"""What a reward may be called: what every objective has, or the objective's own word for it."""
 
 
-def reward_named(name: str) -> Reward:
-    """The reward called `name`.
+def require_reward(name: str, wish: Wish) -> None:
+    """Check a name before the network is looked at.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no objective has such a reward, or the one that is given has not.
     """
-    return look_up("reward", name, REWARDS)
+    objective = wished(wish)
+    if isinstance(objective, str):
+        objective = OBJECTIVES.get(objective, objective)
+    if isinstance(objective, Objective):
+        reward_named(name, objective)
+    else:
+        look_up("reward", name, dict.fromkeys(NAMES))
+
+
+def reward_named(name: str, objective: Objective = CLASSIFICATION) -> Reward:
+    """The reward called `name`, for what an objective measures.
+
+    Raises:
+        ConfigError: there is none, or the objective does not measure it.
+    """
+    own = objective.figure
+    by_name = {**REWARDS, objective.distance: divergence, own.name: figure}
+    found = look_up(f"reward (for the objective '{objective.name}')", name, by_name)
+    if found is amc and not (own.higher and own.unit == "%"):
+        raise ConfigError(
+            f"the reward 'amc' is made for a fraction that is right, and '{own.name}' is none. "
+            "Choose 'divergence'."
+        )
+    return figure_down if found is figure and not own.higher else found

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -26,22 +26,16 @@ from prune_env.errors import PlanError
 from prune_env.fingerprint import NUMERICS, Identity, identity_of
 from prune_env.mdp.borders import Sets, levels_of, value_of, values_of
 from prune_env.mdp.candidates import TaskOptions, prepare
+from prune_env.mdp.evaluator import Kept, PlanEvaluator
 from prune_env.mdp.leftover import Leftover, decoded, give_back, leftover_named
 from prune_env.mdp.options import BUDGET
 from prune_env.mdp.path import Path, uniform_path
-from prune_env.mdp.rewards import Outcome, Reward, kl, reward_named
+from prune_env.mdp.rewards import Outcome, Reward, divergence, reward_named
 from prune_env.mdp.rules import SLACK, Floats, Rules, Units, as_kept, require_reachable
 from prune_env.plan.plan import PruningPlan
-from prune_env.plan.recipe import Recipe
-from prune_env.quality.evaluators import Hopeless, Metrics
-from prune_env.quality.outputs import Output
+from prune_env.quality.evaluators import Metrics
+from prune_env.quality.objectives import Objective
 from prune_env.structure.groups import PrunableGroup
-
-Kept = tuple[int, ...]
-Evaluate = Callable[[Kept], Metrics]
-Race = Callable[[Kept, Hopeless], Metrics]
-Part = Callable[[Kept, float], Metrics]
-Predicted = Callable[[str, int], float]
 
 SHARES = (0.25, 0.5, 0.75)
 """Sparsities at which features describe a group."""
@@ -74,40 +68,26 @@ class PruningTask:
     Attributes:
         groups: the prunable groups, in the order they are decided.
         costs: cost of a plan, over the same groups in the same order.
-        evaluate: quality of a finished plan; the expensive part.
-        race: the same, given up early where it is hopeless; None measures every plan in full.
-        part: the same on a share of the samples; None cannot.
-        predicted: loss that the repair predicts for a group, by name, at a number of kept units.
-        output: how the network's outputs and targets are read; `finetune` takes it too.
+        evaluator: quality of a finished plan, the expensive part, and its network.
         origin: the prior that offsets start from; None is the uniform path.
         scores: importance of every unit, by group name, in the shape of the group's grid.
         budget: fraction of the dense cost that may remain.
         on: the cost that the budget limits.
         reward: terms of the reward of a finished plan.
-        dense: quality of the dense network on the same samples.
         frozen: groups that are left alone, with their reasons, for tables.
         leftover: what is done with the budget that a finished plan has not spent.
-        build: the repaired network of a plan.
-        recipe: what that is made with, written into plans.
         name: for logs.
     """
 
     groups: tuple[PrunableGroup, ...]
     costs: CostModel
-    evaluate: Evaluate
+    evaluator: PlanEvaluator
     scores: Mapping[str, Tensor]
     budget: float = 0.5
     on: Metric = "macs"
-    reward: Reward = kl
-    dense: Metrics | None = None
+    reward: Reward = divergence
     frozen: tuple[PrunableGroup, ...] = ()
     leftover: Leftover = give_back
-    build: Callable[[PruningPlan], nn.Module] | None = None
-    recipe: Recipe | None = None
-    race: Race | None = None
-    part: Part | None = None
-    predicted: Predicted | None = None
-    output: Output = field(default_factory=Output)
     origin: Path | None = None
     name: str = "task"
 
@@ -141,7 +121,7 @@ class PruningTask:
             name: for logs.
             options: fields of `TaskOptions`: budget, on, units, criterion, reward, repair, ignore,
                 min_sparsity, max_sparsity, multiple_of, calibration_samples, reward_samples,
-                repair_samples, stages, precision, batch_size, output, seed.
+                repair_samples, stages, precision, batch_size, objective, output, batch, seed.
 
         Raises:
             ConfigError: an unknown option, criterion, reward or repair.
@@ -151,27 +131,32 @@ class PruningTask:
             ModelError: the model does not run on the data, or holds or gives NaN or infinity.
         """
         chosen = TaskOptions.of(options)
-        reward = reward_named(chosen.reward) if isinstance(chosen.reward, str) else chosen.reward
         parts = prepare(model, data, chosen, groups)
+        reward = chosen.reward
+        if isinstance(reward, str):
+            reward = reward_named(reward, parts.evaluator.objective)
         return PruningTask(
             groups=parts.outline.groups,
             costs=parts.outline.costs,
-            evaluate=parts.evaluate,
+            evaluator=parts.evaluator,
             scores=parts.scores,
             budget=chosen.budget,
             on=chosen.on,
             reward=reward,
-            dense=parts.evaluate.dense,
             frozen=parts.outline.frozen,
             leftover=leftover_named(chosen.leftover),
-            build=parts.evaluate.network,
-            recipe=parts.evaluate.recipe,
-            race=parts.evaluate if chosen.stages else None,
-            part=parts.evaluate.glimpse,
-            predicted=parts.evaluate.ladders.predicted_loss,
-            output=parts.evaluate.output,
             name=name,
         )
+
+    @property
+    def objective(self) -> Objective:
+        """What quality means, and how outputs are read; `finetune` takes it too."""
+        return self.evaluator.objective
+
+    @property
+    def dense(self) -> Metrics | None:
+        """Quality of the dense network on the same samples; None where there is none (a toy)."""
+        return self.evaluator.dense
 
     @property
     def length(self) -> int:
@@ -191,15 +176,16 @@ class PruningTask:
         known by its name, its code and what it encloses; give it a `fingerprint` (a mapping of
         names to texts) where that does not tell it from others.
         """
-        said = getattr(self.evaluate, "fingerprint", None)
-        measured = said or identity_of(evaluate=self.evaluate, scores=self.scores)
+        said = getattr(self.evaluator, "fingerprint", None)
+        measured = said or identity_of(evaluator=self.evaluator)
+        if "dense weights" not in measured:  # which the scores follow from
+            measured = {**measured, **identity_of(scores=self.scores)}
         return {
             "numerics": str(NUMERICS),
             **measured,
             **identity_of(
                 budget=self.budget, on=self.on, reward=self.reward, leftover=self.leftover,
-                race=self.race, part=self.part, prior=self.origin, groups=self.groups,
-                costs=self.costs,
+                prior=self.origin, groups=self.groups, costs=self.costs,
             ),
         }  # fmt: skip
 
@@ -210,7 +196,7 @@ class PruningTask:
             PlanError: `kept` is not a level of every group.
         """
         plan = PruningPlan.of_levels(self.groups, self._levels(kept), self.orders)
-        return PruningPlan(plan.groups, plan.kept, notes, self.recipe)
+        return PruningPlan(plan.groups, plan.kept, notes, self.evaluator.recipe)
 
     def network(self, kept: Sequence[int]) -> nn.Module:
         """The pruned network of a plan, repaired on all calibration data, to keep and tune.
@@ -220,9 +206,7 @@ class PruningTask:
         Raises:
             PlanError: `kept` is no plan of this task, or the task has no network (a toy).
         """
-        if self.build is None:
-            raise PlanError(f"task '{self.name}' has no network. Use PruningTask.from_model.")
-        return self.build(self.plan(self._checked(kept)))
+        return self.evaluator.network(self._checked(kept))
 
     def within_budget(self, kept: Sequence[int] | NDArray[np.int64]) -> bool:
         """Whether a full vector of kept units meets the budget.
@@ -260,6 +244,10 @@ class PruningTask:
             shared["orders"] = self.orders
         vars(twin).update(shared)
         return twin
+
+    def unraced(self) -> PruningTask:
+        """The same task, every plan measured in full."""
+        return dataclasses.replace(self, evaluator=self.evaluator.unstaged())
 
     def around(self, path: Path) -> PruningTask:
         """The same task with another prior."""
@@ -385,14 +373,19 @@ class PruningTask:
             PlanError: `kept` is not a level of every group, or exceeds the budget.
         """
         kept = self._checked(kept)
-        if rival is None or self.race is None:
-            return self._rewarded(kept, self.evaluate(kept))
-        best = rival.reward
+        if rival is None or not self.races:
+            return self._rewarded(kept, self.evaluator.measure(kept))
+        best, figure = rival.reward, self.objective.figure
 
         def hopeless(metrics: Metrics) -> bool:
-            return self._rewarded(kept, metrics.at_best(DOUBT)).reward < best
+            return self._rewarded(kept, metrics.at_best(DOUBT, figure)).reward < best
 
-        return self._rewarded(kept, self.race(kept, hopeless))
+        return self._rewarded(kept, self.evaluator.measure(kept, hopeless=hopeless))
+
+    @property
+    def races(self) -> bool:
+        """Whether a plan that falls behind may be given up before all samples are measured."""
+        return bool(self.evaluator.stages)
 
     def probe(self, kept: Sequence[int]) -> Outcome:
         """Measure any levels, beyond the budget too, to learn about the network.
@@ -403,7 +396,7 @@ class PruningTask:
             PlanError: `kept` is not a level of every group.
         """
         kept = self._levels(kept)
-        return self._rewarded(kept, self.evaluate(kept))
+        return self._rewarded(kept, self.evaluator.measure(kept))
 
     def glimpse(self, kept: Sequence[int], share: float) -> Outcome:
         """Measure a plan on about the first `share` of the samples; the outcome is not eligible.
@@ -416,9 +409,10 @@ class PruningTask:
         """
         kept = self._checked(kept)
         share = value_of(share, "share", 1e-9, 1.0)
-        if self.part is None or share >= 1:
-            return self._rewarded(kept, self.evaluate(kept))
-        return self._rewarded(kept, self.part(kept, share))
+        samples = None
+        if self.dense is not None and share < 1:
+            samples = math.ceil(share * self.dense.samples)
+        return self._rewarded(kept, self.evaluator.measure(kept, samples))
 
     @cached_property
     def dense_reward(self) -> float:
@@ -525,11 +519,13 @@ class PruningTask:
 
     def _predicted_features(self) -> Floats:
         """Predicted loss of each group at three sparsities, as a share of the greatest, (G, 3)."""
-        if self.predicted is None:
+        predicted = self.evaluator.predicted_loss
+        if predicted(self.groups[0].name, self.groups[0].levels[0]) is None:
             return np.zeros((self.length, len(SHARES)))
-        rows = [[self.predicted(group.name, group.nearest_level((1 - share) * group.units))
+        rows = [[predicted(group.name, group.nearest_level((1 - share) * group.units)) or 0.0
                  for share in SHARES] for group in self.groups]  # fmt: skip
-        return np.array(rows) / max(float(np.max(rows)), 1e-300)
+        rows_G3: Floats = np.array(rows) / max(float(np.max(rows)), 1e-300)
+        return rows_G3
 
 
 def _mass_lost(scores_U: Tensor, share: float) -> float:

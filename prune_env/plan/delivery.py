@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,19 @@ from prune_env.fingerprint import digest, fingerprint
 from prune_env.plan.cut import cut
 from prune_env.plan.plan import PruningPlan
 from prune_env.plan.recipe import Recipe
-from prune_env.quality.batches import Batch, channels_last, first_samples, take_batches
+from prune_env.quality.batches import (
+    Batch,
+    channels_last,
+    first_samples,
+    loader_of,
+    take_batches,
+)
 from prune_env.quality.inference import fitting_batch
 from prune_env.repair.build import ladders_of
 from prune_env.repair.repairs import Repair, repair_named
 from prune_env.structure.blame import naming_layer
 from prune_env.structure.copies import copied, sharing
-from prune_env.structure.inputs import call_model
+from prune_env.structure.inputs import call_model, device_of
 from prune_env.structure.rewrite import tensors_of
 from prune_env.structure.trace import tensors_in
 
@@ -37,6 +43,7 @@ def apply(
     repair: str | Repair | None = None,
     *,
     calibration_samples: int | None = None,
+    batch: Callable[[Any], Any] | None = None,
 ) -> nn.Module:
     """The network that was measured: `model` cut as `plan` says, and repaired on all samples.
 
@@ -52,6 +59,7 @@ def apply(
             gives other samples, hence a slightly different network; that is logged.
         repair: in place of the plan's own: a name in `REPAIRS`, or a `Repair`.
         calibration_samples: in place of the plan's own number.
+        batch: the task's function from what the loader gives to (inputs, targets), if it has one.
 
     Returns:
         A new network in eval mode; what is frozen in `model` is frozen there.
@@ -64,7 +72,7 @@ def apply(
     """
     if calibration_samples is not None:
         whole(1)("calibration_samples", calibration_samples)
-    network = model
+    network, data = model, loader_of(data, batch)
     for one in plan.rounds or (plan,):
         network = _applied(one, network, data, repair, calibration_samples)
     return network
@@ -115,7 +123,8 @@ def calibration_batches(
     Raises:
         DataError: see `take_batches`.
     """
-    batches = take_batches(data, samples)
+    device = device_of(model)
+    batches = [batch.to(device) for batch in take_batches(data, samples)]
     size = batch_size or fitting_batch(model, first_samples(batches[0], 2).inputs)
     return [channels_last(batch) for batch in take_batches(batches, None, size)]
 

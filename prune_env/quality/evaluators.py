@@ -1,63 +1,81 @@
-"""How good a network is: evaluators take a model and return named `Metrics`."""
+"""How good a network is: an evaluator takes a model and returns named `Metrics`.
+
+One engine for all: searches measure on samples that are kept, beside the dense network's
+predictions; fine-tuning and reports on whatever a loader yields.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from prune_env.errors import DataError, ModelError
+from prune_env.errors import DataError, ModelError, PruneEnvError
 from prune_env.quality.batches import Batch
+from prune_env.quality.choosing import Wish, find_objective, wished
 from prune_env.quality.inference import PLAIN, Inference
-from prune_env.quality.outputs import AUTO, Output, Said, find_output, require_fit, run
-from prune_env.quality.padding import IGNORED
+from prune_env.quality.objectives import ACCURACY, Figure, Objective, Rows, floating
+from prune_env.quality.outputs import AUTO, Said, run
 from prune_env.structure.inputs import call_model, eval_mode
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What was measured.
+    """What was measured; what the figure and the divergence are called, the `Objective` says.
 
     Attributes:
-        accuracy: fraction of predictions that are right, in [0, 1].
-        loss: mean cross-entropy to the targets, in nats.
-        kl: mean KL divergence from the dense network's predictions, in nats.
+        figure: what people read, such as accuracy in [0, 1].
+        loss: mean loss on the targets.
+        divergence: mean distance to the dense network.
         samples: number of predictions measured.
         share: the part that they are of all that would have been measured; below 1 where the
             measurement was given up.
-        accuracy_error, loss_error, kl_error: standard errors of the means, as if predictions
-            were independent.
+        figure_error, loss_error, divergence_error: standard errors, as if predictions were
+            independent.
+        more: further figures by name.
     """
 
-    accuracy: float
+    figure: float
     loss: float
-    kl: float
+    divergence: float
     samples: int
     share: float = 1.0
-    accuracy_error: float = 0.0
+    figure_error: float = 0.0
     loss_error: float = 0.0
-    kl_error: float = 0.0
+    divergence_error: float = 0.0
+    more: Mapping[str, float] = field(default_factory=dict)
 
-    def at_best(self, errors: float) -> Metrics:
+    def at_best(self, errors: float, figure: Figure = ACCURACY) -> Metrics:
         """The same, this many standard errors better than measured."""
+        value = self.figure + errors * self.figure_error * (1 if figure.higher else -1)
         return replace(
             self,
-            accuracy=min(1.0, self.accuracy + errors * self.accuracy_error),
+            figure=min(1.0, max(0.0, value)) if figure.unit == "%" else value,
             loss=max(0.0, self.loss - errors * self.loss_error),
-            kl=max(0.0, self.kl - errors * self.kl_error),
+            divergence=max(0.0, self.divergence - errors * self.divergence_error),
         )
+
+
+def named(objective: Objective, metrics: Metrics) -> dict[str, float]:
+    """All figures by name: the objective's own, "loss", "divergence" and what that is called."""
+    return {
+        objective.figure.name: metrics.figure,
+        **metrics.more,
+        "loss": metrics.loss,
+        "divergence": metrics.divergence,
+        objective.distance: metrics.divergence,
+    }
 
 
 Hopeless = Callable[[Metrics], bool]
 """Whether what was measured so far is reason enough to give up."""
 
 
-class Evaluator(Protocol):
+class Measure(Protocol):
     """Measures a model; must not change it."""
 
     def __call__(
@@ -71,57 +89,26 @@ class Evaluator(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
-    """What every network is compared with on one batch.
+class Evaluator:
+    """An objective on fixed batches, beside what the dense network gave for them.
 
     Attributes:
-        labelled: which predictions have a target, (P,); None where all of them do.
-        targets_N: their classes.
-        log_p_NK: logarithms of the dense network's probabilities.
-    """
-
-    labelled: Tensor | None
-    targets_N: Tensor
-    log_p_NK: Tensor
-
-    @staticmethod
-    def of(logits: Tensor, targets: Tensor) -> Reference:
-        """The dense network's logits (..., K) beside targets (...)."""
-        labelled = targets.flatten() != IGNORED
-        log_p_NK = logits.flatten(0, -2)[labelled].float().log_softmax(-1)
-        some = None if bool(labelled.all()) else labelled
-        return Reference(some, targets.flatten()[labelled], log_p_NK)
-
-    def rows(self, logits: Tensor) -> Tensor:
-        """Whether each of N predictions is right, its cross-entropy and its KL, float64 (3, N)."""
-        flat = logits.flatten(0, -2)
-        log_q = (flat if self.labelled is None else flat[self.labelled]).float().log_softmax(-1)
-        right = log_q.argmax(-1) == self.targets_N
-        loss = F.nll_loss(log_q, self.targets_N, reduction="none")
-        kl = (self.log_p_NK.exp() * (self.log_p_NK - log_q)).sum(-1)
-        return torch.stack([right.double(), loss.double(), kl.double()])
-
-
-@dataclass(frozen=True, eq=False)
-class ClassifierEvaluator:
-    """Accuracy, cross-entropy and KL to the dense network on fixed batches.
-
-    Works per sample (logits (B, K)), per token (logits (B, T, K), targets (B, T)) and per pixel
-    (logits (B, K, H, W), targets (B, H, W)); targets of -100 are left out, as in PyTorch.
-
-    Attributes:
+        objective: what is measured, and how outputs are read.
         batches: what is measured, always in this order.
-        references: what it is compared with, by batch.
-        output: how outputs and targets are read.
+        dense: the dense network's predictions, by batch; none where the objective is a function.
+        counts: predictions of every batch.
         inference: how networks are run.
         stages: numbers of samples after which a hopeless network may be given up, growing.
+        best: what the dense network's figure is, where the objective is a function.
     """
 
+    objective: Objective
     batches: tuple[Batch, ...]
-    references: tuple[Reference, ...]
-    output: Output
+    dense: tuple[Any, ...] = ()
+    counts: tuple[int, ...] = ()
     inference: Inference = PLAIN
     stages: tuple[int, ...] = ()
+    best: float = 0.0
 
     @staticmethod
     def of(
@@ -129,39 +116,44 @@ class ClassifierEvaluator:
         batches: Sequence[Batch],
         inference: Inference = PLAIN,
         stages: Sequence[int] = (),
+        objective: Wish = AUTO,
         output: Said = AUTO,
-    ) -> ClassifierEvaluator:
+    ) -> Evaluator:
         """An evaluator that compares with `dense`, which is always run the plain way.
 
         Raises:
-            ConfigError: see `find_output`.
+            ConfigError: see `find_objective`.
             DataError: there are no batches, or targets do not fit the outputs.
             ModelError: the dense network fails on them, or gives NaN or infinite outputs.
         """
         if not batches:
             raise DataError("there is nothing to evaluate on: the loader gave no batch.")
+        wish = wished(objective)
+        if isinstance(wish, Objective) and wish.evaluate is not None:
+            value = own_figure(wish, dense)
+            return Evaluator(wish, tuple(batches), inference=inference, best=value)
         with eval_mode(dense), torch.inference_mode():
-            raws = (run(dense, batch, f"batch {i}") for i, batch in enumerate(batches))
-            read, logits = find_output(dense, batches, raws, output)
-        batches = [read.read(batch) for batch in batches]
-        for number, (batch, values) in enumerate(zip(batches, logits, strict=True)):
-            require_fit(values, batch.targets, f"batch {number}")
-        references = tuple(Reference.of(v, b.targets) for b, v in zip(batches, logits, strict=True))
-        for number, reference in enumerate(references):
-            if not bool(torch.isfinite(reference.log_p_NK).all()):
-                raise ModelError(
-                    f"the dense network gives NaN or infinite outputs on batch {number}. Check its "
-                    "weights and the scaling of the inputs before pruning."
-                )
-        evaluator = ClassifierEvaluator(tuple(batches), references, read, inference, tuple(stages))
-        if not evaluator.samples:
+            raws = [run(dense, batch, f"batch {i}") for i, batch in enumerate(batches)]
+            found = find_objective(dense, batches, raws, wish, output)
+            read = [
+                found.read(raw, batch, f"batch {i}")
+                for i, (raw, batch) in enumerate(zip(raws, batches, strict=True))
+            ]
+            for number, (predictions, _) in enumerate(read):
+                _require_finite(predictions, f"the dense network gives NaN or infinite outputs on "
+                                f"batch {number}. Check its weights and the scaling of the inputs "
+                                "before pruning.")  # fmt: skip
+            rows = [found.rows(*both, dense=both[0]) for both in read]
+        counts = tuple(map(_count, rows))
+        if not sum(counts):
             raise DataError("every target is -100 (left out): there is nothing to evaluate.")
-        return evaluator
+        predictions = tuple(both[0] for both in read)
+        return Evaluator(found, tuple(batches), predictions, counts, inference, tuple(stages))
 
     @property
     def samples(self) -> int:
         """Number of predictions in all batches."""
-        return sum(len(reference.targets_N) for reference in self.references)
+        return sum(self.counts) or 1
 
     def __call__(
         self,
@@ -169,34 +161,147 @@ class ClassifierEvaluator:
         hopeless: Hopeless | None = None,
         stages: Sequence[int] | None = None,
     ) -> Metrics:
-        rows: list[Tensor] = []
+        if self.objective.evaluate is not None:
+            return self._of_function(own_figure(self.objective, model))
+        rows: list[Rows] = []
         seen, total, stages = 0, self.samples, self.stages if stages is None else stages
         with self.inference.ready(model) as fast:
-            for batch, reference in zip(self.batches, self.references, strict=True):
-                logits = self.output.logits(call_model(fast, batch.inputs))
-                rows.append(reference.rows(logits))
-                seen += rows[-1].shape[1]
+            for number, (batch, dense) in enumerate(zip(self.batches, self.dense, strict=True)):
+                raw = call_model(fast, batch.inputs)
+                ours, targets = self.objective.read(raw, batch, f"batch {number}")
+                rows.append(self.objective.rows(ours, targets, dense))
+                seen += self.counts[number]
                 if hopeless is None or not stages or not stages[0] <= seen < total:
                     continue
                 stages = [stage for stage in stages if stage > seen]
-                metrics = _metrics(torch.cat(rows, 1), total, model)
+                metrics = summary(self.objective, rows, seen / total, model)
                 if hopeless(metrics):
                     return metrics
-        return _metrics(torch.cat(rows, 1), total, model)
+        return summary(self.objective, rows, 1.0, model)
+
+    def _of_function(self, value: float) -> Metrics:
+        """How far a figure fell behind the dense network's is the divergence."""
+        worse = (self.best - value) if self.objective.higher else (value - self.best)
+        return Metrics(value, worse, worse, 1)
 
 
-def _metrics(rows_3N: Tensor, total: int, model: nn.Module) -> Metrics:
+def quality(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    objective: Objective,
+    reference: nn.Module | None = None,
+    place: Callable[[int], object] = "batch {}".format,
+) -> Metrics:
+    """What a network is worth on batches that lie on its device, one after the other.
+
+    Args:
+        reference: what the divergence is taken from; it is not measured (NaN) without one.
+        place: names a batch by its number, for messages.
+
+    Raises:
+        DataError: targets do not fit, or there is none.
+        ModelError: the network fails, or gives NaN or infinite outputs.
+    """
+    if objective.evaluate is not None:
+        value = own_figure(objective, model)
+        return Metrics(value, -value if objective.higher else value, math.nan, 1)
+    rows: list[Rows] = []
+    with eval_mode(model), torch.no_grad():
+        for number, batch in enumerate(batches):
+            where = place(number)
+            ours, targets = objective.read(run(model, batch, where), batch, where)
+            _require_finite(
+                ours, f"{type(model).__name__} gives NaN or infinite outputs ({where}). Check its "
+                "weights and inputs; if tuning made them, lower the learning rate.",
+            )  # fmt: skip
+            dense = None
+            if reference is not None:
+                with eval_mode(reference):
+                    dense, _ = objective.read(run(reference, batch, where), batch, where)
+            rows.append(objective.rows(ours, targets, dense))
+    if not any(rows) or not sum(map(_count, rows)):
+        raise DataError(
+            f"nothing can be measured of objective '{objective.name}': "
+            + ("it compares with the dense network, and none is given (teacher=...)."
+               if objective.needs_dense else "every target is -100, which means unlabelled.")
+        )  # fmt: skip
+    return summary(objective, rows, 1.0, model)
+
+
+def own_figure(objective: Objective, model: nn.Module) -> float:
+    """What the user's function gives of a network.
+
+    Raises:
+        ModelError: it fails, or gives no finite number.
+    """
+    assert objective.evaluate is not None
+    try:
+        with eval_mode(model), torch.no_grad():
+            value = float(objective.evaluate(model))
+    except PruneEnvError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{objective.name}, your own evaluation, fails: {type(error).__name__}: {error}"
+        ) from error
+    if not math.isfinite(value):
+        raise ModelError(f"{objective.name}, your own evaluation, gives {value}.")
+    return value
+
+
+def summary(objective: Objective, rows: Sequence[Rows], share: float, model: nn.Module) -> Metrics:
     """Means and their standard errors.
 
     Raises:
         ModelError: they are not finite.
     """
-    seen = rows_3N.shape[1]
-    accuracy, loss, kl = rows_3N.mean(1).tolist()
-    if not (loss < math.inf and kl < math.inf):
+    joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    plain = Figure("", _unused)
+    parts = [name for name in ("loss", "divergence") if name in joined]
+    values: dict[str, tuple[float, float]] = {name: _mean(joined[name], plain) for name in parts}
+    values |= {figure.name: _mean(joined[figure.name], figure) for figure in objective.figures}
+    if not all(math.isfinite(value) for value, _ in values.values()):
         raise ModelError(
             f"{type(model).__name__} gives NaN or infinite outputs on the evaluation data. "
             "Check weights and BatchNorm statistics, or limit max_sparsity."
         )
-    errors = (rows_3N.std(1, correction=min(1, seen - 1)) / math.sqrt(seen)).tolist()
-    return Metrics(accuracy, loss, kl, seen, seen / total, *errors)
+    missing = (math.nan, 0.0)
+    loss, apart = values.get("loss", missing), values.get("divergence", missing)
+    loss = apart if loss is missing else loss
+    first = values.get(objective.figure.name, loss)
+    return Metrics(
+        figure=first[0], loss=loss[0], divergence=apart[0],
+        samples=sum(map(_count, rows)), share=share,
+        figure_error=first[1], loss_error=loss[1], divergence_error=apart[1],
+        more={figure.name: values[figure.name][0] for figure in objective.figures[1:]},
+    )  # fmt: skip
+
+
+def _unused(predictions: Any, targets: Any) -> Tensor:
+    raise AssertionError
+
+
+def _count(rows: Rows) -> int:
+    """Predictions of a batch."""
+    for name in ("loss", "divergence"):
+        if name in rows:
+            return len(rows[name])
+    return max((len(row) for row in rows.values()), default=0)
+
+
+def _mean(rows: Tensor, figure: Figure) -> tuple[float, float]:
+    """A figure and its standard error, to first order (the delta method)."""
+    count = len(rows)
+    rows_NM = rows if rows.ndim > 1 else rows[:, None]
+    with torch.inference_mode(False), torch.enable_grad():
+        mean_M = rows_NM.clone().mean(0).requires_grad_(True)
+        value = figure.combine(mean_M)
+        (slope_M,) = torch.autograd.grad(value, mean_M)
+    felt_N = (rows_NM - mean_M.detach()) @ slope_M
+    error = float(felt_N.std(correction=min(1, count - 1))) / math.sqrt(count)
+    return float(value.detach()), error
+
+
+def _require_finite(predictions: Any, complaint: str) -> None:
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in floating(predictions)):
+        raise ModelError(complaint)

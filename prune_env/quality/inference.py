@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from prune_env.errors import ConfigError
+from prune_env.quality.batches import Batch
 from prune_env.quality.norms import norms_behind
-from prune_env.quality.outputs import LOGITS
+from prune_env.quality.objectives import OUTPUTS, Objective, floating
 from prune_env.structure.inputs import Inputs, batch_size, call_model, eval_mode
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 AGREEMENT = 1e-3
-"""Mean KL in nats that bfloat16 may put between the dense network and itself: candidates worth
-telling apart differ by more."""
+"""Mean divergence (KL in nats) that bfloat16 may put between the dense network and itself:
+candidates worth telling apart differ by more."""
 CACHE = 3.2e6
 """Bytes the largest activation of a batch may take, about what stays in a core's cache. Batches of
 500 CIFAR images cost a ResNet-20 half as much again per image as batches of 50."""
@@ -50,39 +51,45 @@ class Inference:
     @staticmethod
     def of(
         dense: nn.Module,
-        inputs: Inputs,
+        batch: Batch,
         precision: str = "auto",
-        read: Callable[[Any], Tensor] = LOGITS.logits,
+        objective: Objective = OUTPUTS,
     ) -> Inference:
-        """The fastest way that agrees with the plain one on `inputs`.
+        """The fastest way that agrees with the plain one on `batch`.
 
         What is folded, and whether bfloat16 is used, is decided by structure, hardware and
-        agreement, never by the clock: every run on one machine decides alike.
+        agreement, never by the clock: every run on one machine decides alike. A network that is
+        measured by a function of the user's is run as PyTorch runs it.
 
         Args:
             dense: the network, in eval mode; not changed.
-            inputs: one batch of the size that will be run.
+            batch: one of the size that will be run.
             precision: one of `PRECISIONS`; "auto" is bfloat16 where the processor multiplies it
                 natively and the outputs agree.
-            read: the logits (..., K) that must agree, from what the network returns.
+            objective: whose predictions must agree.
 
         Raises:
             ConfigError: no such precision, or the network does not run in the one asked for.
         """
         if precision not in PRECISIONS:
             raise ConfigError(f"precision is '{precision}'; choose of {', '.join(PRECISIONS)}.")
-        wanted = PLAIN._logits(dense, inputs, read)
-        folding = Inference(_folds(dense, inputs))
-        if not torch.allclose(
-            folding._logits(dense, inputs, read), wanted, rtol=1e-3, atol=1e-3 * _size(wanted)
-        ):
+        if objective.evaluate is not None:
+            return PLAIN
+
+        def said(way: Inference) -> Any:
+            with way.ready(dense) as fast:
+                return objective.read(call_model(fast, batch.inputs), batch)[0]
+
+        wanted = said(PLAIN)
+        folding = Inference(_folds(dense, batch.inputs))
+        if not _close(said(folding), wanted):
             _log.info("%s: folding its BatchNorm changes outputs; it is not folded.", _name(dense))
             folding = PLAIN
         if precision == "float32" or (precision == "auto" and not _native_bfloat16(dense)):
             return folding
         halved = Inference(folding.folds, bfloat16=True)
         try:
-            found = halved._logits(dense, inputs, read)
+            found = said(halved)
         except Exception as error:  # whatever the user's forward raises on another dtype
             if precision == "bfloat16":
                 raise ConfigError(
@@ -91,7 +98,8 @@ class Inference:
                 ) from error
             _log.info("%s does not run in bfloat16; float32 is used.", _name(dense))
             return folding
-        if precision == "bfloat16" or _apart(wanted, found) < AGREEMENT:
+        apart = float(objective.divergence(found, wanted).detach().double().mean())
+        if precision == "bfloat16" or apart < AGREEMENT:
             return halved
         _log.info("%s in bfloat16 strays from float32; float32 is used.", _name(dense))
         return folding
@@ -109,10 +117,6 @@ class Inference:
     def precision(self, model: nn.Module) -> torch.autocast:
         """The context in which products are taken in the precision chosen."""
         return torch.autocast(_device(model), torch.bfloat16, enabled=self.bfloat16)
-
-    def _logits(self, model: nn.Module, inputs: Inputs, read: Callable[[Any], Tensor]) -> Tensor:
-        with self.ready(model) as fast:
-            return read(call_model(fast, inputs)).float()
 
 
 PLAIN = Inference()
@@ -176,18 +180,18 @@ def _supported(probe: str) -> bool:
     return bool(getattr(torch.cpu, probe, lambda: False)())
 
 
-def _size(values: Tensor) -> float:
-    return float(values.abs().max())
+def _close(predictions: Any, wanted: Any) -> bool:
+    """Whether two networks say the same, but for rounding."""
+    return all(
+        torch.allclose(
+            a, b, rtol=1e-3, atol=1e-3 * float(b.detach().abs().max()) if b.numel() else 0.0
+        )
+        for a, b in zip(floating(predictions), floating(wanted), strict=True)
+    )
 
 
 def _name(model: nn.Module) -> str:
     return type(model).__name__
-
-
-def _apart(dense: Tensor, other: Tensor) -> float:
-    """Mean KL divergence of the predictions, in nats."""
-    log_p, log_q = dense.log_softmax(-1), other.log_softmax(-1)
-    return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
 
 
 def fitting_batch(model: nn.Module, example: Inputs) -> int:

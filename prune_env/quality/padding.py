@@ -19,7 +19,7 @@ Positions = tuple[Tensor, ...]
 _MASKS = ("attention_mask", "decoder_attention_mask")
 
 
-def data_positions(inputs: Any, targets: Tensor) -> Positions:
+def data_positions(inputs: Any, targets: Any) -> Positions:
     """The positions that are data, where some are not; nothing where all are.
 
     `attention_mask` says so where the model is given one. Of a sequence without a mask of its
@@ -27,7 +27,8 @@ def data_positions(inputs: Any, targets: Tensor) -> Positions:
     """
     named = inputs if isinstance(inputs, Mapping) else {}
     masks = [named[name] != 0 for name in _MASKS if _is_mask(named.get(name))]
-    if targets.ndim == 2 and all(mask.shape != targets.shape for mask in masks):
+    classes = isinstance(targets, Tensor) and not targets.is_floating_point()
+    if classes and targets.ndim == 2 and all(mask.shape != targets.shape for mask in masks):
         masks.append(targets != IGNORED)
     return tuple(mask for mask in masks if not bool(mask.all()))
 

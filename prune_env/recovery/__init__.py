@@ -1,6 +1,6 @@
 """Getting accuracy back after units were removed: fine-tuning, with or without a teacher."""
 
-from prune_env.recovery.epoch import Quality, accuracy_and_loss
+from prune_env.recovery.epoch import evaluate
 from prune_env.recovery.finetune import EpochRecord, FinetuneResult, finetune
 from prune_env.recovery.masks import KeepMasks
 from prune_env.recovery.schedule import OPTIMIZERS, FinetuneSettings, learning_rate_at
@@ -11,8 +11,7 @@ __all__ = [
     "FinetuneResult",
     "FinetuneSettings",
     "KeepMasks",
-    "Quality",
-    "accuracy_and_loss",
+    "evaluate",
     "finetune",
     "learning_rate_at",
 ]

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prune_env.errors import RunError
-from prune_env.fingerprint import described
-from prune_env.quality.outputs import Output
+from prune_env.fingerprint import described, identity_of
 from prune_env.records import read_record
 from prune_env.recovery.masks import KeepMasks
 from prune_env.recovery.schedule import FinetuneSettings
@@ -32,21 +31,23 @@ class EpochRecord:
     Attributes:
         epoch: passes over the training data made so far.
         train_loss: mean loss over the steps of this epoch, distillation included; None at 0.
-        val_loss: mean cross-entropy on val, nats.
-        val_accuracy: fraction of val classified right.
+        val_loss: mean loss on val.
+        val_figure: the objective's figure on val, such as accuracy in [0, 1].
         learning_rate: of the last step; 0 at epoch 0.
+        higher: whether more of the figure is better.
     """
 
     epoch: int
     train_loss: float | None
     val_loss: float
-    val_accuracy: float
+    val_figure: float
     learning_rate: float
+    higher: bool = True
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Larger is better: accuracy first, then the lower loss."""
-        return (self.val_accuracy, -self.val_loss)
+        """Larger is better: the figure first, then the lower loss."""
+        return (self.val_figure if self.higher else -self.val_figure, -self.val_loss)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Progress:
     model: State
     optimizer: State
     best: State
+    scheduler: State | None = None
 
     @property
     def best_record(self) -> EpochRecord:
@@ -81,16 +83,17 @@ def fingerprint(
     steps: int,
     masks: KeepMasks,
     data: tuple[Any, Any],
-    output: Output,
+    decided: Mapping[str, Any],
 ) -> Fingerprint:
     """What two runs must share for one to go on where the other stopped.
 
-    Of the data of train and val what can be told by content is, see `described`.
+    Of the data of train and val what can be told by content is, see `described`; so is what else
+    decides (`decided`, by name).
     """
     shapes = {name: list(value.shape) for name, value in _tensors(model).items()}
     return {
         **{f"settings.{name}": value for name, value in asdict(settings).items()},
-        **{f"output.{name}": value for name, value in asdict(output).items()},
+        **identity_of(**decided),
         **{f"shape of {name}": shape for name, shape in shapes.items()},
         "initial weights": _digest(model),
         "teacher": "none" if teacher is None else _digest(teacher),
@@ -124,6 +127,7 @@ def save_progress(path: Path, progress: Progress, print_: Fingerprint) -> None:
         "model": progress.model,
         "optimizer": progress.optimizer,
         "best": progress.best,
+        "scheduler": progress.scheduler,
     }
     torch.save(content, buffer)
     write_sealed(path, buffer.getvalue())
@@ -146,6 +150,7 @@ def load_progress(path: Path, print_: Fingerprint) -> Progress | None:
             content["model"],
             content["optimizer"],
             content["best"],
+            content["scheduler"],
         )
     except Exception as error:  # torch.load lets through whatever damaged bytes run into
         reason = str(error).strip().splitlines() or [type(error).__name__]

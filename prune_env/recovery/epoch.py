@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prune_env.errors import DataError, ModelError
-from prune_env.quality.batches import Batch, split_batch
-from prune_env.quality.outputs import AUTO, TAKES, Output, Said, find_output, require_fit, run
-from prune_env.quality.padding import IGNORED
+from prune_env.errors import ConfigError, DataError, ModelError
+from prune_env.quality.batches import Batch, loader_of, split_batch
+from prune_env.quality.choosing import Wish, find_objective, wished
+from prune_env.quality.evaluators import Metrics, quality
+from prune_env.quality.objectives import Objective, floating, labelled_log_p
+from prune_env.quality.outputs import AUTO, Said, run
 from prune_env.recovery.schedule import FinetuneSettings
-from prune_env.structure.blame import CURE
-from prune_env.structure.inputs import Inputs, call_model, eval_mode, map_tensors
-
-Loss = Callable[[Tensor, Tensor, Inputs], Tensor]
-"""(logits (B, C), targets (B,), inputs) -> scalar."""
-
-
-class Quality(NamedTuple):
-    """What a model is worth on some data.
-
-    Attributes:
-        accuracy: fraction of predictions that are right, in [0, 1].
-        loss: mean cross-entropy, nats.
-        predictions: how many labelled samples (or tokens) these are means over.
-        loss_std: standard deviation of the cross-entropy of one prediction.
-    """
-
-    accuracy: float
-    loss: float
-    predictions: int
-    loss_std: float
+from prune_env.structure.inputs import call_model, device_of, eval_mode
 
 
 @dataclass(frozen=True)
@@ -68,116 +49,138 @@ def batches(loader: Iterable[Any], device: torch.device, place: Place) -> Iterat
         batch = split_batch(item)
         if len(batch) == 0:
             raise DataError(f"batch {step} of {place.name} is empty.")
-        inputs = map_tensors(lambda tensor: tensor.to(device), batch.inputs)
-        yield Batch(inputs, batch.targets.to(device))
+        yield batch.to(device)
     if step < 0:
         raise DataError(f"{place.name} is empty: its loader yielded no batch in {place}.")
 
 
-def logits_for(
-    model: nn.Module, batch: Batch, place: Place, output: Output
-) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) and targets (N,) of a batch; positions, if any, are folded into N.
-
-    Raises:
-        ModelError: the model cannot run the batch.
-        DataError: the targets do not fit the logits.
-    """
-    raw = run(model, batch, place, f"{TAKES} {CURE}.")
-    logits, targets = output.logits(raw), output.read(batch).targets
-    require_fit(logits, targets, place)
-    if not bool((targets != IGNORED).any()):
-        raise DataError(f"every target of a batch is {IGNORED}, which means unlabelled ({place}).")
-    return logits.flatten(0, -2), targets.flatten()
-
-
-def output_of(model: nn.Module, loader: Iterable[Any], place: Place, said: Said = AUTO) -> Output:
-    """How `model`'s outputs are read, by the first batch of `loader`.
-
-    Raises:
-        ConfigError, DataError, ModelError: see `find_output`, `batches` and `run`.
-    """
-    if isinstance(said, Output):
-        return said
-    batch = next(batches(loader, device_of(model), place))
-    with eval_mode(model), torch.no_grad():
-        output, _ = find_output(model, [batch], [run(model, batch, place)], said)
-    return output
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter lives; the CPU for a model without any."""
-    return next((value.device for value in model.parameters()), torch.device("cpu"))
-
-
-def accuracy_and_loss(
+def objective_of(
     model: nn.Module,
     loader: Iterable[Any],
-    *,
-    place: Place | None = None,
+    place: Place,
+    objective: Wish = AUTO,
     output: Said = AUTO,
-) -> Quality:
-    """Accuracy and mean cross-entropy of `model` over one pass of `loader`, in eval mode.
+) -> Objective:
+    """What quality means, by the first batch of `loader` where it is not said.
+
+    Raises:
+        ConfigError, DataError, ModelError: see `find_objective`, `batches` and `run`.
+    """
+    wish = wished(objective)
+    if isinstance(wish, Objective) and output == AUTO:
+        return wish
+    batch = next(batches(loader, device_of(model), place))
+    with eval_mode(model), torch.no_grad():
+        return find_objective(model, [batch], [run(model, batch, place)], wish, output)
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Any,
+    *,
+    objective: Wish = AUTO,
+    output: Said = AUTO,
+    reference: nn.Module | None = None,
+    batch: Callable[[Any], Any] | None = None,
+    place: Place | None = None,
+) -> Metrics:
+    """What `model` is worth over one pass of `loader`, in eval mode.
 
     The training flag of every submodule is put back afterwards.
 
     Args:
-        output: which part of the outputs is the logits; see `TaskOptions.output`.
+        loader: batches, a `Dataset` or arrays; see `prune_env.quality.batches.loader_of`.
+        objective, output, batch: see `TaskOptions`; `task.objective` is both of the first two.
+        reference: the dense network, that the divergence is taken from.
 
     Raises:
         DataError: the loader is empty, malformed, or its targets do not fit the model.
         ModelError: the model cannot run a batch, or gives NaN or infinite outputs.
     """
     place = place or Place("the loader", 0)
-    device, read = device_of(model), output_of(model, loader, place, output)
-    correct, count, loss, square = 0, 0, 0.0, 0.0
-    with eval_mode(model), torch.no_grad():
-        for step, batch in enumerate(batches(loader, device, place)):
-            here = Place(place.name, place.epoch, step)
-            logits, targets = logits_for(model, batch, here, read)
-            if not bool(torch.isfinite(logits).all()):
-                raise ModelError(
-                    f"{type(model).__name__} gives NaN or infinite logits ({here}). Check its "
-                    "weights and inputs; if tuning made them, lower the learning rate."
-                )
-            correct += int((logits.argmax(-1) == targets).sum())  # no class is IGNORED
-            losses = F.cross_entropy(logits.float(), targets, reduction="none").double()
-            loss += float(losses.sum())  # 0 where there is no label
-            square += float(losses.square().sum())
-            count += int((targets != IGNORED).sum())
-    mean = loss / count
-    return Quality(correct / count, mean, count, math.sqrt(max(0.0, square / count - mean**2)))
+    loader = loader_of(loader, batch)
+    read = objective_of(model, loader, place, objective, output)
+    name, epoch = place.name, place.epoch
+    return quality(
+        model, batches(loader, device_of(model), place), read, reference,
+        lambda step: Place(name, epoch, step),
+    )  # fmt: skip
 
 
-def build_loss(settings: FinetuneSettings, teacher: nn.Module | None, output: Output) -> Loss:
-    """The loss to descend: cross-entropy, mixed with the teacher's opinion where there is one.
+Loss = Callable[[Any, Batch, Place], tuple[Tensor, int]]
+"""(what the network returned, batch, place) -> the scalar to descend, and predictions in it."""
+OwnLoss = Callable[[Any, Any], Tensor]
+"""(what the network returned, targets) -> scalar, or a value per sample."""
 
-    With share w and temperature T: (1 - w) * CE + w * T^2 * KL(teacher || student), both
-    softened by T; T^2 keeps the gradients of the two terms of one size. Distilling the Knowledge
-    in a Neural Network, Hinton, Vinyals and Dean 2015. `teacher` is only called.
+
+def build_loss(
+    settings: FinetuneSettings,
+    teacher: nn.Module | None,
+    objective: Objective,
+    own: OwnLoss | None = None,
+) -> Loss:
+    """The loss to descend: the objective's or one's own, mixed with the teacher's opinion.
+
+    With share w and temperature T: (1 - w) * loss + w * T^2 * divergence(student, teacher), both
+    softened by T where the objective can be; T^2 keeps the gradients of the two terms of one size.
+    Distilling the Knowledge in a Neural Network, Hinton, Vinyals and Dean 2015. Without targets
+    the teacher is all there is. `teacher` is only called.
+
+    Raises:
+        ConfigError: there is nothing to descend, or label smoothing of what are no classes.
     """
+    alone = own is None and objective.loss is None
+    if alone and teacher is None:
+        raise ConfigError(
+            f"the objective '{objective.name}' has no loss to descend. Give finetune(..., loss=a "
+            "function of (outputs, targets)), or teacher=the dense network to follow."
+        )
+    smoothing = settings.label_smoothing
+    if smoothing and (own is not None or objective.predictions is not labelled_log_p):
+        raise ConfigError(
+            f"label_smoothing is {smoothing}, and there are no classes to smooth "
+            f"({'your own loss' if own else objective.name}). Leave it out."
+        )
+    weight, heat = 1.0 if alone else settings.distill_weight, settings.temperature
+    soften = objective.softened or (lambda predictions, temperature: predictions)
 
-    def cross_entropy(logits: Tensor, targets: Tensor, inputs: Inputs) -> Tensor:
-        return F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
-
-    if teacher is None:
-        return cross_entropy
-    dense = teacher
-    weight, heat = settings.distill_weight, settings.temperature
-
-    def distilled(logits: Tensor, targets: Tensor, inputs: Inputs) -> Tensor:
+    def opinion(batch: Batch, place: Place) -> Any:
+        assert teacher is not None
         with torch.no_grad():
-            opinion = output.logits(call_model(dense, inputs))
-        if opinion.shape[-1] != logits.shape[-1]:
-            raise ModelError(
-                f"the teacher has {opinion.shape[-1]} classes, the model {logits.shape[-1]}. "
-                "Distil from the dense network of the same task."
-            )
-        labelled = targets != IGNORED
-        soft = F.log_softmax(opinion.reshape(logits.shape)[labelled] / heat, dim=-1)
-        ours = F.log_softmax(logits[labelled] / heat, dim=-1)
-        divergence = F.kl_div(ours, soft, reduction="batchmean", log_target=True)
-        hard = cross_entropy(logits, targets, inputs)
-        return (1 - weight) * hard + weight * heat**2 * divergence
+            return objective.read(call_model(teacher, batch.inputs), batch, place)[0]
 
-    return distilled
+    def hard(raw: Any, ours: Any, targets: Any, batch: Batch) -> Tensor:
+        if own is not None:
+            return own(raw, batch.targets)
+        if smoothing:
+            return F.cross_entropy(ours, targets, label_smoothing=smoothing, reduction="none")
+        assert objective.loss is not None
+        return objective.loss(ours, targets)
+
+    def loss(raw: Any, batch: Batch, place: Place) -> tuple[Tensor, int]:
+        if own is not None and teacher is None:  # of outputs that only its author understands
+            return own(raw, batch.targets).float().mean(), len(batch)
+        ours, targets = objective.read(raw, batch, place)
+        if isinstance(targets, Tensor) and not targets.numel():
+            raise DataError(f"every target of a batch is -100, which means unlabelled ({place}).")
+        values = None if alone else hard(raw, ours, targets, batch)
+        count = len(values) if values is not None and values.ndim else len(batch)
+        if teacher is None:
+            assert values is not None
+            return values.float().mean(), count
+        theirs = opinion(batch, place)
+        _require_alike(ours, theirs)
+        soft = objective.divergence(soften(ours, heat), soften(theirs, heat)).mean()
+        soft = weight * heat**2 * soft if objective.softened else weight * soft
+        return (soft if values is None else (1 - weight) * values.mean() + soft).float(), count
+
+    return loss
+
+
+def _require_alike(ours: Any, theirs: Any) -> None:
+    shapes = [[tuple(t.shape) for t in floating(each)] for each in (theirs, ours)]
+    if shapes[0] != shapes[1]:
+        raise ModelError(
+            f"the teacher gives outputs {shapes[0]}, the model {shapes[1]}. Distil from the dense "
+            "network of the same task."
+        )

@@ -13,10 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from prune_env.errors import DataError, ModelError
-from prune_env.quality.outputs import AUTO, Output, Said
-from prune_env.quality.padding import IGNORED
+from prune_env.quality.batches import loader_of
+from prune_env.quality.choosing import Wish
+from prune_env.quality.objectives import Objective
+from prune_env.quality.outputs import AUTO, TAKES, Said, run
 from prune_env.recovery.checkpoint import (
     EpochRecord,
     Progress,
@@ -27,19 +30,20 @@ from prune_env.recovery.checkpoint import (
 )
 from prune_env.recovery.epoch import (
     Loss,
+    OwnLoss,
     Place,
-    accuracy_and_loss,
     batches,
     build_loss,
-    device_of,
-    logits_for,
-    output_of,
+    evaluate,
+    objective_of,
 )
 from prune_env.recovery.masks import KeepMasks, require_masks
 from prune_env.recovery.schedule import FinetuneSettings, build_optimizer, learning_rate_at
+from prune_env.structure.blame import CURE
 from prune_env.structure.entry import copy_of, require_loaded
+from prune_env.structure.inputs import device_of
 
-__all__ = ["EpochRecord", "FinetuneResult", "FinetuneSettings", "finetune"]
+__all__ = ["EpochRecord", "FinetuneResult", "FinetuneSettings", "Step", "finetune"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,17 +65,41 @@ class FinetuneResult:
     masks: KeepMasks
 
 
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What `on_step` is told after every step.
+
+    Attributes:
+        model: the network that is tuned, after the step; what is removed is zero.
+        epoch, step: counted from 1 and, within the epoch, from 0.
+        loss: that was descended.
+        learning_rate: of the first parameter group.
+    """
+
+    model: nn.Module
+    epoch: int
+    step: int
+    loss: float
+    learning_rate: float
+
+
 def finetune(
     model: nn.Module,
-    train: Iterable[Any],
-    val: Iterable[Any],
+    train: Any,
+    val: Any,
     *,
     settings: FinetuneSettings = FinetuneSettings(),  # noqa: B008 (frozen)
     teacher: nn.Module | None = None,
     masks: KeepMasks | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    objective: Wish = AUTO,
     output: Said = AUTO,
+    loss: OwnLoss | None = None,
+    optimizer: Callable[[nn.Module], Optimizer] | None = None,
+    scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    batch: Callable[[Any], Any] | None = None,
 ) -> FinetuneResult:
     """Tune a copy of `model` on `train` and return it as it was at its best epoch on `val`.
 
@@ -91,18 +119,28 @@ def finetune(
 
     Args:
         train, val: loaders that start again every epoch and yield `(inputs, targets)` or a dict
-            with "labels"; targets (B,) int64 for logits (B, C).
+            with "labels"; a `Dataset` or a tuple of arrays (train is shuffled) does as well.
         teacher: usually the dense network; its softened outputs enter the loss.
         masks: which weights stay, instead of those that are not zero (see above).
         checkpoint: a file replaced after every epoch. If it is there, the run goes on from it
             and ends with the weights, to the bit, of a run that was never stopped.
         on_epoch: called after every epoch made by this call, epoch 0 included, once it is saved.
-        output: which part of the outputs is the logits, by name or index, or all that is known of
-            them: `task.output`, so that what was measured is what is tuned. Found on `val` if not
-            said.
+        objective: what quality means: `task.objective`, so that what was measured is what is tuned.
+            Its loss is descended, its figure on val chooses the epoch. Found on `val` if not said.
+        output: which part of the outputs is the logits, by name or index, where `objective` does
+            not say it.
+        loss: of what the network returns in train mode and the targets, instead of the objective's;
+            a scalar, or a value per sample.
+        optimizer: of the copy that is tuned, instead of the one in `settings`, such as
+            `lambda model: torch.optim.Adam(model.parameters(), 1e-3)`. Its learning rates are the
+            peaks of the schedule.
+        scheduler: of the optimizer and the number of steps in all, instead of warm-up and cosine;
+            stepped after every step, so it must count steps, not epochs.
+        on_step: called after every step.
+        batch: from what the loaders give to (inputs, targets); see `TaskOptions`.
 
     Raises:
-        ConfigError: `masks` is something else.
+        ConfigError: `masks` is something else; the objective has no loss and none is given.
         DataError: an empty loader, a malformed batch, targets out of range.
         ModelError: the model cannot run a batch, its loss becomes NaN or infinite, or the masks are
             those of another network.
@@ -111,28 +149,32 @@ def finetune(
     require_loaded(model)
     if teacher is not None:
         require_loaded(teacher)
-    steps = _count_batches(train, settings)
+    data = (loader_of(train, batch, shuffle=True), loader_of(val, batch))
+    steps = _count_batches(data[0], settings)
     masks = KeepMasks.of_network(model) if masks is None else require_masks(masks)
     with _seeded(settings.seed, 0):
-        read = output_of(model, val, Place("val", 0), output)
-    data = (train, val)
-    print_ = fingerprint(settings, model, teacher, steps, masks, data, read) if checkpoint else {}
-    student = copy_of(model)
-    run = _Run(
-        student,
-        build_optimizer(student, settings),
-        build_loss(settings, _frozen_copy(teacher), read),
-        settings,
-        steps,
-        read,
+        read = objective_of(model, data[1], Place("val", 0), objective, output)
+    decided = {"objective": read, "loss": loss, "optimizer": optimizer, "scheduler": scheduler}
+    print_ = (
+        fingerprint(settings, model, teacher, steps, masks, data, decided) if checkpoint else {}
     )
+    student, follows = copy_of(model), _frozen_copy(teacher)
+    descends = build_loss(settings, follows, read, loss)
+    moves = optimizer(student) if optimizer else build_optimizer(student, settings)
+    tuning = _Run(
+        student, follows, moves, [group["lr"] for group in moves.param_groups],
+        scheduler(moves, steps * settings.epochs) if scheduler else None,
+        descends, settings, steps, read, on_step,
+    )  # fmt: skip
     progress = load_progress(checkpoint, print_) if checkpoint else None
     if progress is not None:
         student.load_state_dict(progress.model)
-        run.optimizer.load_state_dict(progress.optimizer)
+        moves.load_state_dict(progress.optimizer)
+        if tuning.scheduler is not None and progress.scheduler is not None:
+            tuning.scheduler.load_state_dict(progress.scheduler)
     with masks.kept(student):
         for epoch in range(len(progress.history) if progress else 0, settings.epochs + 1):
-            progress = _extend(progress, run, _one_epoch(run, train, val, epoch))
+            progress = _extend(progress, tuning, _one_epoch(tuning, *data, epoch))
             if checkpoint:
                 save_progress(checkpoint, progress, print_)
             if on_epoch:
@@ -147,69 +189,91 @@ def finetune(
 @dataclass(frozen=True)
 class _Run:
     model: nn.Module
+    teacher: nn.Module | None
     optimizer: Optimizer
+    peaks: list[float]  # learning rates at the top of the schedule, by parameter group
+    scheduler: LRScheduler | None
     loss: Loss
     settings: FinetuneSettings
     steps: int  # per epoch
-    output: Output
+    objective: Objective
+    on_step: Callable[[Step], None] | None
 
 
 def _frozen_copy(teacher: nn.Module | None) -> nn.Module | None:
     return None if teacher is None else copy_of(teacher).eval().requires_grad_(False)
 
 
-def _one_epoch(run: _Run, train: Iterable[Any], val: Iterable[Any], epoch: int) -> EpochRecord:
+def _one_epoch(tuning: _Run, train: Iterable[Any], val: Iterable[Any], epoch: int) -> EpochRecord:
     """Train for one epoch (none for epoch 0), then measure on val, all under the epoch's seed."""
     loss, rate = None, 0.0
-    with _seeded(run.settings.seed, epoch):
+    with _seeded(tuning.settings.seed, epoch):
         if epoch:
-            loss, rate = _train(run, train, epoch)
-        quality = accuracy_and_loss(run.model, val, place=Place("val", epoch), output=run.output)
-    return EpochRecord(epoch, loss, quality.loss, quality.accuracy, rate)
+            loss, rate = _train(tuning, train, epoch)
+        found = evaluate(
+            tuning.model, val, objective=tuning.objective, place=Place("val", epoch),
+            reference=tuning.teacher if tuning.objective.needs_dense else None,
+        )  # fmt: skip
+    higher = tuning.objective.figure.higher
+    return EpochRecord(epoch, loss, found.loss, found.figure, rate, higher)
 
 
-def _train(run: _Run, train: Iterable[Any], epoch: int) -> tuple[float, float]:
+def _train(tuning: _Run, train: Iterable[Any], epoch: int) -> tuple[float, float]:
     """One pass over `train`; mean loss over its samples and the last learning rate."""
-    run.model.train()
-    device, halved = device_of(run.model), run.settings.precision == "bfloat16"
+    tuning.model.train()
+    device, halved = device_of(tuning.model), tuning.settings.precision == "bfloat16"
     total, count, rate = 0.0, 0, 0.0
     for step, batch in enumerate(batches(train, device, Place("train", epoch))):
-        done = (epoch - 1) * run.steps + min(step, run.steps - 1)
-        rate = learning_rate_at(done, run.settings.epochs * run.steps, run.settings)
+        here = Place("train", epoch, step)
         with torch.autocast(device.type, torch.bfloat16, enabled=halved):
-            logits, targets = logits_for(run.model, batch, Place("train", epoch, step), run.output)
-        loss = run.loss(logits.float(), targets, batch.inputs)
+            raw = run(tuning.model, batch, here, f"{TAKES} {CURE}.")
+        loss, size = tuning.loss(raw, batch, here)
         value = float(loss.detach())
+        rate = _set_rates(tuning, (epoch - 1) * tuning.steps + min(step, tuning.steps - 1))
         if not math.isfinite(value):
             raise ModelError(
                 f"the training loss is {value} at epoch {epoch}, step {step} (learning rate "
                 f"{rate:.3g}). Lower the learning rate or set clip_norm, and look for NaN in "
                 "the inputs."
             )
-        _step(run, loss, rate)
-        labelled = int((targets != IGNORED).sum())
-        total, count = total + value * labelled, count + labelled
+        _step(tuning, loss)
+        if tuning.on_step is not None:
+            tuning.on_step(Step(tuning.model, epoch, step, value, rate))
+        total, count = total + value * size, count + size
     return total / count, rate
 
 
-def _step(run: _Run, loss: torch.Tensor, rate: float) -> None:
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    run.optimizer.zero_grad(set_to_none=True)
+def _set_rates(tuning: _Run, done: int) -> float:
+    """Learning rates of the step after `done` ones; returns the first."""
+    if tuning.scheduler is None:
+        settings = tuning.settings
+        rate = learning_rate_at(done, settings.epochs * tuning.steps, settings)
+        for group, peak in zip(tuning.optimizer.param_groups, tuning.peaks, strict=True):
+            group["lr"] = (
+                rate if peak == settings.learning_rate else (peak * rate / settings.learning_rate)
+            )
+    return float(tuning.optimizer.param_groups[0]["lr"])
+
+
+def _step(tuning: _Run, loss: torch.Tensor) -> None:
+    tuning.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    if run.settings.clip_norm < math.inf:
-        nn.utils.clip_grad_norm_(run.model.parameters(), run.settings.clip_norm)
-    run.optimizer.step()
+    if tuning.settings.clip_norm < math.inf:
+        nn.utils.clip_grad_norm_(tuning.model.parameters(), tuning.settings.clip_norm)
+    tuning.optimizer.step()
+    if tuning.scheduler is not None:
+        tuning.scheduler.step()
 
 
-def _extend(progress: Progress | None, run: _Run, record: EpochRecord) -> Progress:
-    state = snapshot(run.model.state_dict())
+def _extend(progress: Progress | None, tuning: _Run, record: EpochRecord) -> Progress:
+    state = snapshot(tuning.model.state_dict())
     improved = progress is None or record.rank > progress.best_record.rank
     return Progress(
         (*(progress.history if progress else ()), record),
         state,
-        snapshot(run.optimizer.state_dict()),
+        snapshot(tuning.optimizer.state_dict()),
         state if improved or progress is None else progress.best,
+        None if tuning.scheduler is None else snapshot(tuning.scheduler.state_dict()),
     )
 
 

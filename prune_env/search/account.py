@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from prune_env.mdp.evaluator import Kept
 from prune_env.mdp.rewards import Outcome
 from prune_env.mdp.rules import SLACK, Units, as_kept
-from prune_env.mdp.task import Kept
 from prune_env.search.evolution import mutated
 from prune_env.search.ledger import Exhausted, Ledger
 from prune_env.search.surrogate import Strengths, Surrogate

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from prune_env.mdp.evaluator import Kept
 from prune_env.mdp.losses import expected_loss, expected_losses
 from prune_env.mdp.path import Path, greedy_path, path_of, uniform_path
 from prune_env.mdp.rewards import Outcome, Rank
-from prune_env.mdp.task import Kept, PruningTask
+from prune_env.mdp.task import PruningTask
 from prune_env.search.ledger import Ledger
 
 Floats = NDArray[np.float64]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from prune_env.mdp.task import Kept, PruningTask
+from prune_env.mdp.evaluator import Kept
+from prune_env.mdp.task import PruningTask
 from prune_env.search.allocators import best_prior, plan_of
 from prune_env.search.ledger import Ledger
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from prune_env.checks import real
 from prune_env.errors import RunError
+from prune_env.mdp.evaluator import Kept
 from prune_env.mdp.rewards import Outcome, best_of
-from prune_env.mdp.task import Kept, PruningTask
+from prune_env.mdp.task import PruningTask
 from prune_env.search.journal import Journal, Row, digest_of
 
 Key = tuple[Kept, str]
@@ -111,7 +112,7 @@ class Ledger:
         """
         eligible = [outcome for outcome in self.history if outcome.eligible]
         rival = best_of(eligible) if eligible else None
-        asked = f"{RACE} {rival.reward!r}" if rival and self.task.race else PLAN
+        asked = f"{RACE} {rival.reward!r}" if rival and self.task.races else PLAN
         return self._charge(kept, asked, lambda: self.task.outcome(kept, rival))
 
     def probe(self, kept: Sequence[int]) -> Outcome:

@@ -102,7 +102,9 @@ def _prunable(model: nn.Module, groups: Sequence[PrunableGroup]) -> tuple[int, i
 def groups_of(trace: Trace) -> tuple[PrunableGroup, ...]:
     """Tied labels as groups: units that live in the same places in the same numbers."""
     roots = trace.book.roots()
-    slots = [_oriented(trace, slot, roots) for slot in trace.slots.values()]
+    # A single number, such as the scale of CLIP's products, has no dimension for units.
+    several = [slot for slot in trace.slots.values() if slot.labels.ndim]
+    slots = [_oriented(trace, slot, roots) for slot in several]
     roots = trace.book.roots()
     reasons = trace.book.reasons(roots)
     places: dict[int, dict[int, list[int]]] = {}

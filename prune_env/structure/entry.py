@@ -13,7 +13,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from prune_env.errors import ModelError
-from prune_env.structure.inputs import Inputs, map_tensors
+from prune_env.structure.inputs import Inputs, tensors_of_inputs
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -155,6 +155,12 @@ def why_not(model: nn.Module, inputs: Inputs, otherwise: str) -> str:
             f"The weights are {own}, the inputs {_word(given[0].dtype)}: call "
             f"model.to(torch.{_word(given[0].dtype)}), or inputs.to(torch.{own})."
         )
+    bytes_ = [t for t in tensors_of_inputs(inputs) if t.dtype == torch.uint8 and t.ndim > 2]
+    if bytes_ and weights and not given:
+        return (
+            "The inputs are uint8, as images are stored, and the model does not scale them itself: "
+            "batch=lambda item: (item[0].float() / 255, item[1]), with its mean and spread."
+        )
     if given and weights and given[0].device != weights[0].device:
         return f"The weights are on {weights[0].device}, the inputs on {given[0].device}: move one."
     if model.training and given and given[0].ndim and given[0].shape[0] == 1:
@@ -166,15 +172,7 @@ def why_not(model: nn.Module, inputs: Inputs, otherwise: str) -> str:
 
 
 def _floating(inputs: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point():
-            found.append(tensor)
-        return tensor
-
-    map_tensors(note, inputs)
-    return found
+    return [tensor for tensor in tensors_of_inputs(inputs) if tensor.is_floating_point()]
 
 
 def _word(dtype: torch.dtype) -> str:

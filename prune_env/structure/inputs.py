@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from prune_env.errors import DataError
@@ -20,6 +21,11 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, tuple | list):
         return model(*inputs)
     return model(inputs)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter lives; the CPU for a model without any."""
+    return next((value.device for value in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager
@@ -52,7 +58,7 @@ def batch_size(inputs: Any) -> int:
     Raises:
         DataError: there is no such tensor.
     """
-    for tensor in _tensors(inputs):
+    for tensor in tensors_of_inputs(inputs):
         if tensor.ndim:
             return int(tensor.shape[0])
     raise DataError(
@@ -61,12 +67,13 @@ def batch_size(inputs: Any) -> int:
     )
 
 
-def _tensors(inputs: Any) -> Iterator[Tensor]:
+def tensors_of_inputs(inputs: Any) -> Iterator[Tensor]:
+    """Every tensor in `inputs`, nested ones too."""
     if isinstance(inputs, Tensor):
         yield inputs
     elif isinstance(inputs, Mapping):
         for value in inputs.values():
-            yield from _tensors(value)
+            yield from tensors_of_inputs(value)
     elif isinstance(inputs, tuple | list):
         for value in inputs:
-            yield from _tensors(value)
+            yield from tensors_of_inputs(value)

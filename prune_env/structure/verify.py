@@ -195,6 +195,6 @@ def _difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
         if a.shape != b.shape:
             return float("inf")
         if a.numel():
-            scale = a.abs().max().clamp(min=1e-12)
-            worst = max(worst, float((a - b).abs().max() / scale))
+            scale = a.detach().abs().max().clamp(min=1e-12)
+            worst = max(worst, float((a - b).detach().abs().max() / scale))
     return worst
