@@ -89,7 +89,7 @@ def test_a_group_may_be_ranked() -> None:
     envs.action_space.seed(0)
     for _ in range(4):
         _, paid, _, _, infos = envs.step(envs.action_space.sample())
-    reward = infos["final_info"]["reward_terms"]["kl"]
+    reward = infos["final_info"]["reward_terms"]["divergence"]
     assert paid == pytest.approx(reward - reward.mean())
 
 
