@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prune_env.experiments.config.cli import invoked
-from prune_env.experiments.config.run import main_guard, option, parse
+from prune_env.experiments.config.options import TaskFlags, option
+from prune_env.experiments.config.run import main_guard, parse
 from prune_env.experiments.report.formats import percent
 from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
 
@@ -39,20 +40,15 @@ MOST_LEVELS = 256
 
 
 @dataclass(frozen=True)
-class AgentsConfig:
+class AgentsConfig(TaskFlags):
     """Time the searches of agents, and split it into its parts."""
 
     task: str = option("digits", "task by name, or package.module:make_task")
     budget: float = option(0.5, "fraction of the dense cost that may remain")
-    on: str = option("macs", "cost that the budget limits: macs, params or bytes")
-    units: str = option("structured", "what may go, as in a run")
     agents: tuple[str, ...] = option(("ppo", "ppo_plan", "sac"), "searchers, comma separated")
     plain: tuple[str, ...] = option(("ppo",), "agents also run without practice on a surrogate")
     evaluations: int = option(60, "plans that each search may measure")
     rounds: int = option(1, "searches of every agent, in turns, with seeds of their own; summed")
-    reward_samples: int = option(1000, "training samples each plan is measured on")
-    calibration_samples: int = option(500, "training samples for the statistics of the repair")
-    repair_samples: int = option(128, "of them, those that a repair with data sees for every plan")
     seed: int = option(0, "seed of the task and of the first search")
     threads: int = option(1, "CPU threads of torch; 0: its own choice")
     out: str = option("", "path without suffix of the .md and .json to write; empty: print only")
@@ -177,9 +173,7 @@ def _task(config: AgentsConfig) -> Any:
     from prune_env import PruningTask
     from prune_env.experiments.networks.presets import open_named
 
-    names = ("budget", "on", "units", "reward_samples", "calibration_samples", "repair_samples",
-             "seed")  # fmt: skip
-    opened = open_named(config.task, **{name: getattr(config, name) for name in names})
+    opened = open_named(config.task, budget=config.budget, **config.task_options)
     return opened if isinstance(opened, PruningTask) else opened.task
 
 

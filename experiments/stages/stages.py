@@ -46,22 +46,12 @@ DENSE = "dense"
 """Folder among the runs, of dense networks that were trained for them."""
 
 
-def task_options(config: RunConfig) -> dict[str, Any]:
-    """What a config says about the task, as keywords of `TaskOptions`."""
-    names = (
-        "budget", "on", "units", "criterion", "repair", "reward", "reward_samples",
-        "calibration_samples", "repair_samples", "stages", "precision", "ignore", "min_sparsity",
-        "max_sparsity", "multiple_of", "seed",
-    )  # fmt: skip
-    return {name: getattr(config, name) for name in names}
-
-
 def open_project(config: RunConfig) -> Project | PruningTask:
     """The network, data and task that the config names; trains the dense network if need be."""
     if config.task:
-        return open_named(config.task, **task_options(config))
+        return open_named(config.task, **config.task_options)
     if is_pretrained(config.model):
-        return pretrained_project(config.model, config.data, **task_options(config))
+        return pretrained_project(config.model, config.data, **config.task_options)
     return _image_project(config)
 
 
@@ -76,7 +66,7 @@ def _image_project(config: RunConfig) -> Project:
     # The task's samples: a random but fixed part of the training images, without augmentation.
     plain = batches(splits.train, batch_size=125, shuffle=True, seed=config.seed)
     task = PruningTask.from_model(
-        dense, plain, name=f"{config.model} on {Path(config.data).name}", **task_options(config)
+        dense, plain, name=f"{config.model} on {Path(config.data).name}", **config.task_options
     )
     return Project(
         name=task.name,
@@ -101,7 +91,7 @@ def _dense(config: RunConfig, factory: partial[nn.Module], loaders: tuple[Any, A
         seed=config.seed,
     )
     return trained(
-        config.model, factory, loaders, settings, task_options(config), config.runs / DENSE,
+        config.model, factory, loaders, settings, config.task_options, config.runs / DENSE,
         config.progress,
     )  # fmt: skip
 

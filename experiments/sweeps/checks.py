@@ -18,8 +18,6 @@ from prune_env.experiments.networks.presets import PRESETS
 from prune_env.experiments.networks.pretrained import is_pretrained
 from prune_env.experiments.stages.directory import run_folder
 from prune_env.experiments.stages.policies import continuing, require_agent
-from prune_env.experiments.stages.stages import task_options
-from prune_env.experiments.sweeps.compare_task import options_of
 from prune_env.mdp.candidates import TaskOptions
 from prune_env.mdp.registry import resolve_factory
 from prune_env.search.searchers import SEARCHERS, searcher_named
@@ -66,7 +64,7 @@ def check_run(config: RunConfig) -> None:
     Raises:
         PruneEnvError: says what is wrong, and the cure.
     """
-    check_names((config.searcher, *config.baselines), config.task, task_options(config))
+    check_names((config.searcher, *config.baselines), config.task, config.task_options)
     if not config.task and not is_pretrained(config.model):
         model_named(config.model)
     if config.weights and not Path(config.weights).expanduser().is_file():
@@ -87,7 +85,7 @@ def check_comparison(config: CompareConfig, *agents: str) -> None:
     """
     others = [name for name in config.searchers if name not in SEARCHERS]
     check_names(
-        others, config.task, options_of(config)
+        others, config.task, config.task_options
     )  # ours may lack a package: said on the page
     for name in agents:
         require_agent(name)

@@ -15,7 +15,7 @@ from prune_env.experiments.networks.project import Project
 from prune_env.experiments.report.formats import cost_name
 from prune_env.experiments.report.quality import Yardstick, yardstick_for
 from prune_env.experiments.stages.directory import once
-from prune_env.experiments.stages.stages import machine, quality, task_options
+from prune_env.experiments.stages.stages import machine, quality
 from prune_env.fingerprint import Identity
 
 FACTS = "facts.json"
@@ -56,13 +56,7 @@ def _facts(config: CompareConfig) -> dict[str, Any]:
 @lru_cache(maxsize=2)  # a transfer goes back and forth between its source and its target
 def _opened(config: CompareConfig) -> Project | PruningTask:
     """What the config names, under its smallest budget; any other one has the same ladders."""
-    return open_named(config.task, **options_of(config))
-
-
-def options_of(config: CompareConfig) -> dict[str, Any]:
-    """Options of the task."""
-    options = {**task_options(config.run_config), "multiple_of": config.multiples}
-    return {**options, "budget": min(config.budgets)}
+    return open_named(config.task, **config.task_options)
 
 
 def _task(config: CompareConfig) -> PruningTask:
