@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch.utils.data import TensorDataset
 
 from prune_env import PruneEnv, PruningTask, apply, finetune
 from prune_env.errors import ConfigError, DataError, ModelError, PruneEnvError
+from prune_env.experiments import run
+from prune_env.experiments.networks.project import Project
 from prune_env.quality import OBJECTIVES, Figure, Metrics, Objective
 from prune_env.quality.batches import Batch
 from prune_env.quality.evaluators import Evaluator, named
@@ -439,3 +442,53 @@ def test_what_was_chosen_is_said(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     Evaluator.of(Given(), [Batch(drawn(8, 3))])
     assert "objective='outputs'" in caplog.text
+
+
+# ---- from the command to the report
+
+
+def project(kind: str, **options: Any) -> Project:
+    made = {
+        "segmentation": (segmenter, [(x, (x[:, 0] > 0).long()) for x in drawn(8, 8, 3, 6, 6)]),
+        "regression": (net, [(x, x[:, :3] ** 2) for x in drawn(8, 8, 6)]),
+        "outputs": (net, list(drawn(8, 8, 6))),
+    }
+    factory, data = made[kind]
+    dense = factory()
+    task = PruningTask.from_model(dense, data, name=kind, **options)
+    return Project(kind, dense, task, data[:6], data[6:7], data[7:], factory)
+
+
+def segmenter() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "figure", "apart"),
+    [
+        ("segmentation", "miou", "KL, nats"),
+        ("regression", "rmse", "divergence"),
+        ("outputs", "output_error", "divergence"),
+    ],
+)
+def test_a_run_reports_what_is_measured(
+    kind: str, figure: str, apart: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(f"{__name__}.chosen", partial(project, kind), raising=False)
+    argv = [
+        "--task", f"{__name__}:chosen", "--searcher", "evolution", "--baselines", "uniform",
+        "--evaluations", "3", "--finetune-epochs", "1", "--reward-samples", "32",
+        "--calibration-samples", "24", "--runs", str(tmp_path), "--name", "it",
+    ]  # fmt: skip
+    assert run.main(argv) == 0
+    shown = capsys.readouterr().out
+    page = (tmp_path / "it" / "report.md").read_text().replace("\\_", "_")
+    for text in (shown, page):
+        assert f"{figure} before" in text
+        assert "accuracy" not in text.replace("accuracy, ", "")
+    assert f"{apart}, to dense" in page
+    assert "nan" not in page
+    tags = {path.parent.name for path in (tmp_path / "it").rglob("events.out.tfevents.*")}
+    assert "evolution" in tags

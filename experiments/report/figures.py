@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -25,18 +24,18 @@ from prune_env.experiments.report.canvas import (
     svg_of,
 )
 from prune_env.experiments.report.formats import number
-from prune_env.experiments.report.quality import yardstick_of
+from prune_env.experiments.report.quality import Yardstick, yardstick_of
 from prune_env.experiments.report.series import DENSE, style_of
 
 Results = Mapping[str, Any]
 
 LABELS = 40
 """Group names written below an axis at most; with more groups every n-th one is named."""
-TICKS: Mapping[str, Callable[[], Formatter]] = {
-    "accuracy": partial(PercentFormatter, 1),
-    "perplexity": ScalarFormatter,
-}
-"""Figure of quality -> how an axis writes it."""
+
+
+def ticks(yardstick: Yardstick) -> Formatter:
+    """How an axis writes the figure of quality."""
+    return PercentFormatter(1) if yardstick.as_percent else ScalarFormatter()
 
 
 def sparsity_figure(results: Results) -> str:
@@ -121,7 +120,7 @@ def scatter_figure(results: Results) -> str:
             budget = number(results.get("budget"))
             axes.axvline(budget, color=DENSE.colour, linestyle=":", label="budget")
         axes.xaxis.set_major_formatter(PercentFormatter(1))
-        axes.yaxis.set_major_formatter(TICKS[yardstick.name]())
+        axes.yaxis.set_major_formatter(ticks(yardstick))
         axes.set_xlabel("MACs left")
         axes.set_ylabel(f"{yardstick.name}, reward samples")
         legend(figure, axes)

@@ -8,7 +8,13 @@ from functools import partial
 from typing import Any
 
 from prune_env.experiments.report.formats import number, percent
-from prune_env.experiments.report.quality import ACCURACY, Yardstick, binomial_error, yardstick_of
+from prune_env.experiments.report.quality import (
+    ACCURACY,
+    YARDSTICKS,
+    Yardstick,
+    binomial_error,
+    yardstick_of,
+)
 
 Results = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -73,7 +79,10 @@ def error_of(results: Results) -> Error | None:
     spread = results["dense"].get("test_loss_std", 0.0)
     if not samples:
         return None
-    error = yardstick_of(results).error
+    yardstick = yardstick_of(results)
+    error = yardstick.error
+    if yardstick.name not in YARDSTICKS and not (spread > 0 and math.isfinite(spread)):
+        return None  # nothing is known of it from the dense network, which is at no distance
     return lambda value: error(value, samples, spread)
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from prune_env.experiments.report.canvas import LOOK, WIDTH, legend, limit, svg_of
-from prune_env.experiments.report.figures import TICKS
+from prune_env.experiments.report.figures import ticks
 from prune_env.experiments.report.formats import cost_name
 from prune_env.experiments.report.quality import yardstick_of
 from prune_env.experiments.report.series import style_of
@@ -31,9 +31,9 @@ def front_figure(results: Results) -> str:
         above.set_yscale("log")
         above.yaxis.set_major_formatter("{x:g}")
         above.yaxis.set_minor_formatter(NullFormatter())
-        above.set_ylabel("KL to the dense network, nats")
+        above.set_ylabel(f"{yardstick.apart}, to the dense network")
         high = _draw(below, results, yardstick.name)
-        below.yaxis.set_major_formatter(TICKS[yardstick.name]())
+        below.yaxis.set_major_formatter(ticks(yardstick))
         below.set_ylabel(f"{yardstick.name}, reward samples")
         below.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         below.set_xlabel(f"{cost_name(results['settings']['on'])} left")

@@ -44,9 +44,19 @@ class Yardstick:
         return metrics.more.get(self.name, metrics.figure)
 
     @property
+    def apart(self) -> str:
+        """The divergence as the head of a column."""
+        return f"{self.distance}, nats" if self.distance == "KL" else self.distance
+
+    @property
+    def as_percent(self) -> bool:
+        """Whether it is a fraction that is shown as percent."""
+        return self.show is percent
+
+    @property
     def record(self) -> dict[str, Any]:
         """What results keep of it; see `yardstick_of`."""
-        kept = {"sign": self.sign, "percent": self.show is percent, "distance": self.distance}
+        kept = {"sign": self.sign, "percent": self.as_percent, "distance": self.distance}
         return {"quality": self.name, "yardstick": kept}
 
     def key(self, stage: str) -> str:

@@ -132,9 +132,15 @@ def _figures(results: Results) -> list[Block]:
 def _groups(results: Results) -> list[Block]:
     live = [group for group in results["groups"] if not group["frozen"]]
     frozen = len(results["groups"]) - len(live)
-    title = f"Kept units in {len(live)} groups"
+    title = f"Kept units in {len(live)} group{'s' * (len(live) != 1)}"
     parts: list[Block] = [Fold(title, (groups_table(results),), open=len(live) <= FEW_GROUPS)]
     if frozen:
         few = frozen <= FEW_GROUPS
-        parts.append(Fold(f"{frozen} groups left alone", (frozen_table(results),), open=few))
+        parts.append(
+            Fold(
+                f"{frozen} group{'s' * (frozen != 1)} left alone",
+                (frozen_table(results),),
+                open=few,
+            )
+        )
     return parts

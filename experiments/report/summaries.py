@@ -121,11 +121,11 @@ def _spread(values: Sequence[float | None]) -> Spread | None:
 def measures_of(yardstick: Yardstick) -> tuple[Measure, ...]:
     """The spreads that a table shows."""
     return (
-        Measure("kl", "KL, nats", -1, nats),
+        Measure("kl", yardstick.apart, -1, nats),
         Measure("quality", yardstick.name, yardstick.sign, yardstick.show),
         Measure("held_out", f"{yardstick.name}, test", yardstick.sign, yardstick.show),
-        Measure("area", "mean KL on the way", -1, nats),
-        Measure("kl_at_time", "KL at equal time", -1, nats),
+        Measure("area", f"mean {yardstick.distance} on the way", -1, nats),
+        Measure("kl_at_time", f"{yardstick.distance} at equal time", -1, nats),
     )
 
 

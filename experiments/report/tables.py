@@ -125,7 +125,14 @@ def search_table(results: Results) -> Table:
         )
         for k, row in enumerate(rows)
     ]
-    columns = ("plan", "reward", "KL to dense, nats", yardstick.name, "evaluations", "seed")
+    columns = (
+        "plan",
+        "reward",
+        f"{yardstick.apart}, to dense",
+        yardstick.name,
+        "evaluations",
+        "seed",
+    )
     return Table(columns, tuple(lines))
 
 

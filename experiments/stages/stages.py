@@ -28,12 +28,13 @@ from prune_env.experiments.networks.presets import open_named
 from prune_env.experiments.networks.pretrained import is_pretrained, pretrained_project
 from prune_env.experiments.networks.project import Project
 from prune_env.experiments.report.progress import progress
-from prune_env.experiments.report.quality import ACCURACY, Yardstick
+from prune_env.experiments.report.quality import ACCURACY, Yardstick, yardstick_for
 from prune_env.experiments.stages.directory import once
 from prune_env.experiments.stages.policies import continuing
 from prune_env.fingerprint import identity_of
 from prune_env.mdp.rewards import Outcome
 from prune_env.quality.batches import Batch, take_batches
+from prune_env.quality.evaluators import Metrics
 from prune_env.recovery.epoch import evaluate
 from prune_env.recovery.finetune import EpochRecord, FinetuneSettings
 from prune_env.search.ledger import Ledger
@@ -106,7 +107,9 @@ def _tuned(
 
         def tell(record: EpochRecord) -> None:
             if record.epoch:
-                bar.step(f"val accuracy {record.val_figure:.2%}, loss {record.val_loss:.4f}")
+                shown = yardstick_for(project.task.objective)
+                value = shown.show(record.val_figure)
+                bar.step(f"val {shown.name} {value}, loss {record.val_loss:.4f}")
 
         result = finetune(
             model, project.train, project.val, settings=settings, teacher=project.dense,
@@ -189,7 +192,14 @@ def left(network: nn.Module, plan: PruningPlan, task: PruningTask) -> dict[str, 
 
 def quality(project: Project, model: nn.Module) -> float:
     """The project's figure of quality on test: the one use of the test split."""
-    return project.yardstick.of(evaluate(model, project.test, objective=project.task.objective))
+    return project.yardstick.of(measured(project, model, project.test))
+
+
+def measured(project: Project, model: nn.Module, data: Any) -> Metrics:
+    """A network on some data, beside the dense one where that is what everything is compared to."""
+    objective = project.task.objective
+    reference = project.dense if objective.needs_dense else None
+    return evaluate(model, data, objective=objective, reference=reference)
 
 
 def row_of(
@@ -269,9 +279,8 @@ def dense_facts(project: Project, folder: Path) -> dict[str, Any]:
         save_tensors(path, distinct(project.dense))
 
     def measure() -> dict[str, Any]:
-        read = project.task.objective
-        test = evaluate(project.dense, project.test, objective=read)
-        val = evaluate(project.dense, project.val, objective=read)
+        test = measured(project, project.dense, project.test)
+        val = measured(project, project.dense, project.val)
         return {
             project.yardstick.key("test"): project.yardstick.of(test),
             project.yardstick.key("val"): project.yardstick.of(val),

@@ -299,7 +299,7 @@ def _mean(rows: Tensor, figure: Figure) -> tuple[float, float]:
         (slope_M,) = torch.autograd.grad(value, mean_M)
     felt_N = (rows_NM - mean_M.detach()) @ slope_M
     error = float(felt_N.std(correction=min(1, count - 1))) / math.sqrt(count)
-    return float(value.detach()), error
+    return float(value.detach()), error if math.isfinite(error) else 0.0  # sqrt has no slope at 0
 
 
 def _require_finite(predictions: Any, complaint: str) -> None:
