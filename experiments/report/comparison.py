@@ -33,7 +33,8 @@ CellResults = Mapping[str, Any]
 
 COLUMNS = Text(
     "A search is charged every plan that it measures, repeated ones too, by the share of the "
-    "reward samples it was measured on. KL to the dense network (or the divergence that the objective has) and quality are those of its best "
+    "reward samples it was measured on. KL to the dense network (or the divergence that the "
+    "objective has) and quality are those of its best "
     "plan by reward, on the reward samples (training data), before fine-tuning; the column of test "
     "chose nothing. Mean KL on the way: of the best plan so far, over all evaluations; the uniform "
     "plan stands for what precedes a first one. To within 2 %: evaluations until the KL was that "
