@@ -137,7 +137,9 @@ def test_bench_repair_runs_and_repairs(
         raise AssertionError("the dense network was there")
 
     monkeypatch.setattr("prune_env.experiments.benches.subjects._train", retrained)
-    assert figures_of(bench_repair.main, argv, capsys)["rows"] == first["rows"]
+    monkeypatch.setattr(bench_repair, "KEEPS", (0.5,))
+    again = figures_of(bench_repair.main, argv, capsys)["rows"]
+    assert again == [row for row in first["rows"] if row["keep"] == 0.5]
 
 
 @pytest.mark.long

@@ -77,7 +77,8 @@ def episode(env: gymnasium.Env[Any, Any], seed: int = 0) -> list[Any]:
 @pytest.mark.filterwarnings("ignore:We recommend you to use a symmetric")
 @pytest.mark.parametrize(("name", "task"), [(ID, "digits"), *((name, "toy") for name in IDS)])
 def test_both_checkers_accept_every_registered_id(name: str, task: str) -> None:
-    for mode, budgets in (("ansi", None), ("rgb_array", [0.5, 0.9])):
+    modes = (("ansi", None), ("rgb_array", [0.5, 0.9]))
+    for mode, budgets in modes[task == "digits" :]:
         env = gymnasium.make(name, task=task, render_mode=mode, budgets=budgets)
         check_env(env.unwrapped)
         check_env_sb3(env.unwrapped)

@@ -14,7 +14,7 @@ import pytest
 from prune_env.search.searchers import SEARCHERS
 
 ROOT = Path(__file__).parent.parent
-LIMIT, KILLED_AT = 16, 7
+LIMIT, KILLED_AT = 12, 7
 SCRIPT = """
 import json, os, signal, sys
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_every_searcher_survives_kill_9(tmp_path: Path) -> None:
 def test_a_slice_of_the_kills_changes_no_result(tmp_path: Path) -> None:
     """The whole is `python -m experiments.kills`; its table: experiments/results/kills.md."""
     command = [
-        sys.executable, "-m", "experiments.kills", "--kills", "4", "--jobs", "finetune,save",
+        sys.executable, "-m", "experiments.kills", "--kills", "2", "--jobs", "finetune,save",
         "--runs", str(tmp_path),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -80,6 +80,6 @@ def test_a_slice_of_the_kills_changes_no_result(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stdout + run.stderr
     figures = json.loads(run.stdout.splitlines()[-1])
-    assert figures["kills"] == figures["identical"] == 4
-    assert figures["died"] >= 2  # at a random moment it may be done
+    assert figures["kills"] == figures["identical"] == 2
+    assert figures["died"] >= 1  # at a random moment it may be done
     assert figures["orphans"] == figures["failed"] == 0

@@ -140,13 +140,13 @@ def test_pictures_texts_hparams_and_layout_are_there(logged: Path) -> None:
 
 def test_a_resumed_search_is_logged_once(tmp_path: Path) -> None:
     """Killed half-way, then done again into the same folder."""
-    search(tmp_path)
+    search(tmp_path, "random")
     whole = [event.value for event in read(tmp_path / "log").Scalars("reward/total")]
     facts = tmp_path / "search" / "search.json"
     write_json(facts, {**read_json(facts, "search"), "done": None})
     journal = tmp_path / "search" / "journal.jsonl"
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[: N // 2]))
-    search(tmp_path)
+    search(tmp_path, "random")
     events = read(tmp_path / "log").Scalars("reward/total")
     assert [event.step for event in events] == list(range(1, N + 1))
     assert [event.value for event in events] == whole
