@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
+import numpy
 import pytest
 
 import prune_env
@@ -47,7 +50,7 @@ def test_versions_agree() -> None:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy without what development leaves lying about."""
     if importlib.util.find_spec("setuptools") is None:
         pytest.skip("no setuptools to build with")
@@ -60,7 +63,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
-    return zipfile.ZipFile(next(folder.glob("*.whl")))
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(built)
 
 
 def test_the_wheel_holds_prune_env_and_nothing_else(wheel: zipfile.ZipFile) -> None:
@@ -71,11 +79,58 @@ def test_the_wheel_holds_prune_env_and_nothing_else(wheel: zipfile.ZipFile) -> N
 def test_the_wheel_holds_every_module_the_types_and_the_data(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     for top, inside in (("prune_env", ""), ("agents", "prune_env/"), ("experiments", "prune_env/")):
-        for pattern in ("*.py", "*.typed", "*.npz", "*.toml", "*.html"):
+        for pattern in ("*.py", "*.typed", "*.npz", "*.toml", "*.html", "*.yml"):
             for path in (ROOT / top).rglob(pattern):
                 assert inside + path.relative_to(ROOT).as_posix() in names
     assert "prune_env/py.typed" in names
     assert "prune_env/tasks/digits.npz" in names
+
+
+ALL = """
+import importlib, pkgutil, prune_env
+names = [module.name for module in pkgutil.walk_packages(prune_env.__path__, "prune_env.")]
+for name in names:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+print(prune_env.__file__, len(names))
+"""
+
+
+@pytest.mark.long
+def test_the_wheel_alone_is_the_whole_product(built: Path, tmp_path: Path) -> None:
+    """In a virtual environment that has the dependencies and no checkout."""
+    venv.create(tmp_path / "bare", symlinks=True)
+    python = tmp_path / "bare" / "bin" / "python"
+    (site,) = (tmp_path / "bare" / "lib").glob("python*/site-packages")
+    # A path alone: the editable install beside the dependencies is not followed from there.
+    (site / "dependencies.pth").write_text(str(Path(numpy.__file__).parents[1]))
+    install = ["-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "-q"]
+    subprocess.run([sys.executable, *install, str(built)], check=True)
+
+    def called(*words: str | Path) -> str:
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert called(python, "-W", "ignore", "-c", ALL).startswith(str(site))
+    command = python.parent / "prune-env"
+    assert "compare" in called(command, "--help")
+    options = (
+        "--searcher random --baselines uniform --evaluations 2 --finetune-epochs 0 --threads 1"
+    )
+    small = [
+        "--dense-epochs",
+        "1",
+        "--reward-samples",
+        "50",
+        "--calibration-samples",
+        "50",
+        "--runs",
+        "out",
+    ]
+    last = called(command, "run", *options.split(), *small).splitlines()[-1]
+    assert {"dense", "uniform", "random", "settings"} == set(json.loads(last))
+    assert list((tmp_path / "out").glob("*/report.html"))
 
 
 def test_the_core_imports_without_the_extras() -> None:

@@ -73,6 +73,9 @@ class Ledger:
         for row in self._journal.rows if self._journal else ():
             self._left.setdefault(row.key, deque()).append(row)
 
+    def __repr__(self) -> str:
+        return f"Ledger({self.task!r}, charged {self.charged:g} of {self.limit})"
+
     @property
     def folder(self) -> Path | None:
         """Where the search keeps its files, if it has a journal."""
