@@ -8,6 +8,7 @@ PY := $(VENV)/bin/python
 # Pinned here and nowhere else: pyproject.toml holds a range. Installed first and alone, so that no
 # other package pulls in a build with CUDA.
 TORCH := torch==2.13.0
+PACKAGE := $(VENV)/.package
 READY := $(VENV)/.installed
 TESTS := $(PY) -m pytest -n 2
 # The package as it is installed, agents/ and experiments/ inside it: what mypy looks at.
@@ -15,7 +16,7 @@ HOUSE := $(VENV)/house
 
 .PHONY: demo test check lint tb
 
-demo: $(READY)
+demo: $(PACKAGE)
 	$(PY) -m experiments.run --config experiments/configs/digits.toml
 
 test: $(READY) lint
@@ -32,11 +33,16 @@ lint: $(READY)
 	cd $(HOUSE) && MYPYPATH=. $(CURDIR)/$(VENV)/bin/mypy --config-file $(CURDIR)/pyproject.toml \
 		--cache-dir $(CURDIR)/.mypy_cache -p prune_env
 
-tb: $(READY)
+tb: $(PACKAGE)
 	$(VENV)/bin/tensorboard --logdir runs --host 127.0.0.1
 
-$(READY): pyproject.toml Makefile
+$(PACKAGE): pyproject.toml Makefile
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+# What tests and linters need comes on top.
+$(READY): $(PACKAGE)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@

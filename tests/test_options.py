@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_type_hints
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from toys import NAMES, toy
 
 from prune_env.errors import GroupError
+from prune_env.mdp.candidates import TaskKeywords, TaskOptions
 from prune_env.plan.cut import compact
 from prune_env.plan.plan import PruningPlan
 from prune_env.structure.groups import PrunableGroup
@@ -124,3 +127,8 @@ def test_an_ignored_layer_keeps_its_shape(name: str) -> None:
         whole, cut = tensors_of(model), tensors_of(small)
         own = [n for n in whole if n.rpartition(".")[0] == layer]
         assert all(whole[n].shape == cut[n].shape for n in own)
+
+
+def test_keywords_are_the_fields_of_the_options() -> None:
+    """Types too, so that an editor completes what is there and mypy sees `bugdet=`."""
+    assert get_type_hints(TaskKeywords) == get_type_hints(TaskOptions)

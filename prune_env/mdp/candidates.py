@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +138,32 @@ class TaskOptions:
             if name not in known:
                 raise ConfigError(unknown_option(name, known))
         return TaskOptions(**options)
+
+
+class TaskKeywords(TypedDict, total=False):
+    """The fields of `TaskOptions` as keywords, for editors and type checkers."""
+
+    budget: float
+    on: Metric
+    units: str
+    criterion: str | Criterion
+    repair: str | Repair
+    reward: str | Reward
+    leftover: str
+    calibration_samples: int
+    reward_samples: int
+    repair_samples: int
+    stages: Sequence[int]
+    precision: str
+    batch_size: int
+    objective: Wish
+    output: Said
+    batch: Callable[[Any], Any] | None
+    ignore: Sequence[str]
+    min_sparsity: PerGroup[float]
+    max_sparsity: PerGroup[float]
+    multiple_of: PerGroup[int]
+    seed: int
 
 
 @dataclass

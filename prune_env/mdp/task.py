@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from prune_env.costs.model import CostModel, Metric, metric_index
 from prune_env.errors import PlanError
 from prune_env.fingerprint import NUMERICS, Identity, identity_of
 from prune_env.mdp.borders import Sets, levels_of, value_of, values_of
-from prune_env.mdp.candidates import TaskOptions, prepare
+from prune_env.mdp.candidates import TaskKeywords, TaskOptions, prepare
 from prune_env.mdp.evaluator import Kept, PlanEvaluator
 from prune_env.mdp.leftover import Leftover, decoded, give_back, leftover_named
 from prune_env.mdp.options import BUDGET
@@ -109,7 +109,7 @@ class PruningTask:
         *,
         groups: Sequence[PrunableGroup] | None = None,
         name: str = "task",
-        **options: Any,
+        **options: Unpack[TaskKeywords],
     ) -> PruningTask:
         """The task of pruning `model`, measured on samples of its training data.
 
