@@ -186,9 +186,9 @@ def page(entries: Sequence[Entry]) -> str:
 
 def _section(entry: Entry) -> str:
     from prune_env.experiments.report.cells import title_of
-    from prune_env.experiments.report.formats import duration
-    from prune_env.experiments.report.quality import yardstick_of
     from prune_env.experiments.report.summaries import nats
+    from prune_env.pipeline.formats import duration
+    from prune_env.pipeline.yardstick import yardstick_of
 
     yardstick, rows = yardstick_of(entry), entry["rows"]
     columns: dict[str, Callable[[Any], str]] = {

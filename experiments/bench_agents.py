@@ -23,8 +23,8 @@ from typing import Any
 from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.options import TaskFlags, option
 from prune_env.experiments.config.run import main_guard, parse
-from prune_env.experiments.report.formats import percent
 from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
+from prune_env.pipeline.formats import percent
 
 EVALUATION, ENVIRONMENT, SURROGATE, AGENT = "evaluation", "environment", "surrogate", "agent"
 PARTS = (EVALUATION, ENVIRONMENT, SURROGATE, AGENT)

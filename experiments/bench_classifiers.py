@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.run import digest_of, main_guard, option, parse
-from prune_env.experiments.report.formats import percent, points
 from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
+from prune_env.pipeline.formats import percent, points
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from prune_env.experiments.networks.project import Project
+    from prune_env.pipeline.project import Project
     from prune_env.quality.evaluators import Metrics
     from prune_env.recovery.finetune import FinetuneResult
     from prune_env.structure.groups import PrunableGroup
@@ -217,7 +217,7 @@ def _row(name: str, model: nn.Module, project: Project) -> dict[str, Any]:
 
 def page(figures: Mapping[str, Any]) -> str:
     """The table in Markdown: a line per network."""
-    from prune_env.experiments.report.quality import binomial_error
+    from prune_env.pipeline.yardstick import binomial_error
 
     rows, left, settings = figures["rows"], figures["left"], figures["settings"]
     dense = rows[0]

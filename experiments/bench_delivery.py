@@ -16,8 +16,8 @@ from typing import Any
 
 from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.run import main_guard, option, parse
-from prune_env.experiments.report.formats import percent
 from prune_env.experiments.report.publishing import command_of, markdown, publish, settings_of
+from prune_env.pipeline.formats import percent
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def measure(config: ExpertsConfig) -> dict[str, Any]:
     from prune_env.criteria.scorers import Evidence, score_groups
     from prune_env.errors import ConfigError
     from prune_env.experiments.networks.presets import open_named
-    from prune_env.experiments.networks.project import Project
+    from prune_env.pipeline.project import Project
     from prune_env.plan.cut import Candidates
     from prune_env.quality.batches import take_batches
     from prune_env.quality.evaluators import Evaluator

@@ -33,7 +33,7 @@ from prune_env.errors import ConfigError, PruneEnvError
 from prune_env.experiments.benches.fuzz_doors import DOORS, Attempt, Door
 from prune_env.experiments.config.cli import invoked, main_guard, parse
 from prune_env.experiments.config.run import option
-from prune_env.experiments.report.progress import progress
+from prune_env.progress import progress
 from prune_env.storage import read_json, write_json, write_text
 
 CHUNK = 1000

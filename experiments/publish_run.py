@@ -18,10 +18,10 @@ from typing import Any
 from prune_env.errors import RunError
 from prune_env.experiments.config.run import main_guard
 from prune_env.experiments.report.findings import verdict
-from prune_env.experiments.report.formats import cost_name, percent, plain
 from prune_env.experiments.report.publishing import markdown, publish
-from prune_env.experiments.report.quality import yardstick_of
 from prune_env.experiments.report.tables import main_table, search_table
+from prune_env.pipeline.formats import cost_name, percent, plain
+from prune_env.pipeline.yardstick import yardstick_of
 
 Results = Mapping[str, Any]
 USAGE = (

@@ -20,7 +20,7 @@ from prune_env.experiments.config.run import RunConfig, main_guard, parse
 
 if TYPE_CHECKING:
     from prune_env import PruningTask
-    from prune_env.experiments.networks.project import Project
+    from prune_env.pipeline.project import Project
 
 
 @main_guard
@@ -68,8 +68,8 @@ def run(
 ) -> dict[str, Any]:
     """All stages but the pages; returns what report.py is made of, also in results.json."""
     from prune_env import PruningTask
-    from prune_env.experiments.report.quality import yardstick_for
     from prune_env.experiments.stages import stages
+    from prune_env.pipeline.yardstick import yardstick_for
 
     task = project if isinstance(project, PruningTask) else project.task
     yardstick = (
@@ -155,7 +155,7 @@ def _results(
 
 def summary(config: RunConfig, results: dict[str, Any]) -> dict[str, Any]:
     """The figures and the settings that made them, for the last line of output."""
-    from prune_env.experiments.report.quality import yardstick_of
+    from prune_env.pipeline.yardstick import yardstick_of
 
     key = yardstick_of(results).key
     keys = (key("before"), key("after"), "kl", "macs_ratio", "params_ratio", "evaluations")

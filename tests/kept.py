@@ -18,7 +18,8 @@ from prune_env.criteria.elementwise import score_units
 from prune_env.deploy.bundle import WEIGHTS, load, save
 from prune_env.errors import GroupError, PruneEnvError
 from prune_env.experiments.config.run import RunConfig
-from prune_env.experiments.stages.directory import once, open_run
+from prune_env.experiments.stages.directory import open_run
+from prune_env.pipeline.once import once
 from prune_env.plan.cut import compact
 from prune_env.plan.ladder_file import load_ladders, save_ladders
 from prune_env.plan.plan import PruningPlan, rank_units

@@ -18,8 +18,8 @@ from prune_env.experiments.bench_classifiers import kept_units, rules_of
 from prune_env.experiments.data.texts import load_sentences
 from prune_env.experiments.networks import presets
 from prune_env.experiments.networks.presets import sentence_project
-from prune_env.experiments.networks.project import Project
-from prune_env.experiments.report.formats import percent
+from prune_env.pipeline.formats import percent
+from prune_env.pipeline.project import Project
 from prune_env.testing import toy_inputs, toy_model
 
 SMALL = {

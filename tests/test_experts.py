@@ -19,7 +19,7 @@ from prune_env.criteria.scorers import SCORERS, Evidence, score_groups
 from prune_env.errors import DataError, ModelError
 from prune_env.experiments import bench_experts
 from prune_env.experiments.data.tokens import TokenBatches
-from prune_env.experiments.networks.project import Project
+from prune_env.pipeline.project import Project
 from prune_env.quality.batches import Batch
 from prune_env.structure.discover import find_groups
 from prune_env.structure.groups import PrunableGroup

@@ -13,12 +13,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = {
     "prune_env.errors": -1, "prune_env.storage": 0, "prune_env.locks": 0, "prune_env.checks": 0,
-    "prune_env.records": 0.5, "prune_env.structure": 1, "prune_env.fingerprint": 1.2,
+    "prune_env.progress": 0, "prune_env.records": 0.5, "prune_env.structure": 1,
+    "prune_env.fingerprint": 1.2,
     "prune_env.attention": 1.5, "prune_env.units": 1.7, "prune_env.costs": 2,
     "prune_env.quality": 2, "prune_env.calibration": 2.5, "prune_env.repair": 3,
     "prune_env.criteria": 3.1, "prune_env.plan": 3.2, "prune_env.recovery": 3.5,
     "prune_env.mdp": 4, "prune_env.deploy": 4, "prune_env.search": 5, "prune_env.tasks": 5,
-    "prune_env.testing": 5.5, "prune_env.agents": 6, "prune_env.experiments.config": 7,
+    "prune_env.testing": 5.5, "prune_env.pipeline": 5.5, "prune_env.agents": 6,
+    "prune_env.experiments.config": 7,
     "prune_env.experiments.report": 7.1, "prune_env.experiments.data": 7.2,
     "prune_env.experiments.networks": 7.3, "prune_env.experiments.stages": 7.4,
     "prune_env.experiments.sweeps": 7.5, "prune_env.experiments.benches": 7.6,
@@ -54,7 +56,7 @@ KINDS_OF_NETWORK = {
 """What nothing above plan/ needs to know to prune a network."""
 ABOVE_PLAN = (
     "prune_env/mdp/", "prune_env/recovery/", "prune_env/deploy/", "prune_env/search/",
-    "prune_env/tasks/", "prune_env/testing.py", "agents/", "experiments/",
+    "prune_env/pipeline/", "prune_env/tasks/", "prune_env/testing.py", "agents/", "experiments/",
 )  # fmt: skip
 NETWORKS = (
     "prune_env/tasks/digits.py", "prune_env/testing.py",  # networks to prune are written there

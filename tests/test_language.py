@@ -50,10 +50,10 @@ from prune_env.experiments.networks.pretrained import (
     token_project,
 )
 from prune_env.experiments.report.findings import verdict
-from prune_env.experiments.report.quality import ACCURACY, PERPLEXITY, yardstick_for
 from prune_env.experiments.report.report import format_table
 from prune_env.experiments.report.summaries import summarise, summary_table
 from prune_env.experiments.stages.stages import tuning_settings
+from prune_env.pipeline.yardstick import ACCURACY, PERPLEXITY, yardstick_for
 from prune_env.quality.objectives import TOKENS
 from prune_env.recovery.epoch import evaluate
 from prune_env.recovery.finetune import FinetuneSettings, finetune

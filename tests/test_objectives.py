@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 from prune_env import PruneEnv, PruningTask, apply, finetune
 from prune_env.errors import ConfigError, DataError, ModelError, PruneEnvError
 from prune_env.experiments import run
-from prune_env.experiments.networks.project import Project
+from prune_env.pipeline.project import Project
 from prune_env.quality import OBJECTIVES, Figure, Metrics, Objective
 from prune_env.quality.batches import Batch
 from prune_env.quality.evaluators import Evaluator, named

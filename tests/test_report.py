@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from prune_env.experiments.report.__main__ import main
 from prune_env.experiments.report.figures import best_so_far
 from prune_env.experiments.report.findings import leaders, standard_error, verdict, within_noise
-from prune_env.experiments.report.formats import MISSING, duration, percent, scaled
 from prune_env.experiments.report.page import Cell, Table, markdown_escape
 from prune_env.experiments.report.report import format_table, write_report
 from prune_env.experiments.report.series import STYLES, style_of
+from prune_env.pipeline.formats import MISSING, duration, percent, scaled
 
 Results = dict[str, Any]
 NAMES = ("uniform", "global", "random", "ppo")

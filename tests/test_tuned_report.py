@@ -11,9 +11,9 @@ from torch import Tensor
 
 from prune_env import PruningTask, load
 from prune_env.experiments.config.run import RunConfig
-from prune_env.experiments.networks.project import Project
 from prune_env.experiments.report.tables import main_table
 from prune_env.experiments.stages import stages
+from prune_env.pipeline.project import Project
 from prune_env.structure.inputs import Inputs
 from prune_env.structure.weights import weight_groups
 from prune_env.testing import toy_inputs, toy_model

@@ -16,8 +16,8 @@ from prune_env.costs.table import prunable_share
 from prune_env.errors import ConfigError
 from prune_env.experiments.networks.models import MODELS, build_model
 from prune_env.experiments.networks.presets import open_named
-from prune_env.experiments.networks.project import Project
 from prune_env.experiments.networks.zoo import ZOO, Example
+from prune_env.pipeline.project import Project
 from prune_env.structure.groups import PrunableGroup
 
 SHAPES = {"digits": (1, 8, 8)}

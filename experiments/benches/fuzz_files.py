@@ -35,7 +35,7 @@ from prune_env.experiments.data.splits import load_splits
 from prune_env.experiments.data.tokens import load_tokens
 from prune_env.experiments.networks.models import load_weights
 from prune_env.experiments.networks.pretrained import load_pretrained
-from prune_env.experiments.stages.directory import once
+from prune_env.pipeline.once import once
 from prune_env.plan.ladder_file import load_ladders, save_ladders
 from prune_env.quality.batches import take_batches
 from prune_env.recovery.finetune import FinetuneSettings

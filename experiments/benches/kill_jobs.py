@@ -15,8 +15,8 @@ from torch import Tensor
 
 from prune_env import PruningTask, finetune, load, save
 from prune_env.deploy.bundle import WEIGHTS
-from prune_env.experiments.networks.project import Project
 from prune_env.fingerprint import digest
+from prune_env.pipeline.project import Project
 from prune_env.recovery.finetune import FinetuneSettings
 from prune_env.structure.rewrite import tensors_of
 from prune_env.testing import toy_inputs, toy_model

@@ -17,7 +17,7 @@ from prune_env.experiments.data.places import locate
 from prune_env.experiments.data.splits import CropFlip, ImageSplits, load_splits, loader, shuffled
 from prune_env.experiments.networks.dense import trained
 from prune_env.experiments.networks.models import build_model, load_weights
-from prune_env.experiments.networks.project import Project
+from prune_env.pipeline.project import Project
 from prune_env.recovery.finetune import FinetuneSettings
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from prune_env import finetune
-from prune_env.experiments.report.progress import progress
 from prune_env.fingerprint import NUMERICS, identity_of, joined_identity
 from prune_env.locks import locked
 from prune_env.mdp.candidates import TaskOptions, outline
+from prune_env.progress import progress
 from prune_env.quality.batches import take_batches
 from prune_env.recovery.finetune import EpochRecord, FinetuneSettings
 from prune_env.structure.rewrite import tensors_of

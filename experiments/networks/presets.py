@@ -33,8 +33,8 @@ from prune_env.experiments.networks.pretrained import (
     tokens_beside,
     without_cache,
 )
-from prune_env.experiments.networks.project import Project
 from prune_env.mdp.registry import resolve_factory
+from prune_env.pipeline.project import Project
 from prune_env.recovery.finetune import FinetuneSettings
 from prune_env.tasks import builtin
 from prune_env.tasks.digits import DigitsNet

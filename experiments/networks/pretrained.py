@@ -22,8 +22,8 @@ from prune_env.errors import DataError, ModelError
 from prune_env.experiments.data.images import import_extra
 from prune_env.experiments.data.places import locate
 from prune_env.experiments.data.tokens import TokenBatches, TokenSplits, load_tokens
-from prune_env.experiments.networks.project import Project
 from prune_env.mdp.candidates import TaskOptions
+from prune_env.pipeline.project import Project
 from prune_env.recovery.epoch import evaluate
 
 CONFIG = "config.json"

@@ -26,8 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prune_env.errors import ConfigError, ModelError
 from prune_env.experiments.networks.pretrained import first_line
-from prune_env.experiments.report.formats import percent, scaled
 from prune_env.experiments.report.page import Cell, Table
+from prune_env.pipeline.formats import percent, scaled
 from prune_env.structure.skip import is_cache
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -9,9 +9,9 @@ import numpy as np
 
 from prune_env.experiments.config.compare import CompareConfig
 from prune_env.experiments.report.curves import Curve, common_time, compared, curves_of
-from prune_env.experiments.report.formats import cost_name, percent
-from prune_env.experiments.report.quality import yardstick_of
 from prune_env.experiments.report.summaries import summarise
+from prune_env.pipeline.formats import cost_name, percent
+from prune_env.pipeline.yardstick import yardstick_of
 
 Run = Mapping[str, Any]
 CellResults = Mapping[str, Any]

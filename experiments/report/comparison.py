@@ -11,7 +11,6 @@ from prune_env.experiments.report.aggregates import RESAMPLES
 from prune_env.experiments.report.boards import write_boards
 from prune_env.experiments.report.cells import budget_of, curves_by_searcher, published, rounded
 from prune_env.experiments.report.compare_figures import evaluations_figure, seconds_figure
-from prune_env.experiments.report.formats import cost_name, duration
 from prune_env.experiments.report.overall import overall, overall_table
 from prune_env.experiments.report.page import (
     Block,
@@ -23,9 +22,10 @@ from prune_env.experiments.report.page import (
     Text,
     write_page,
 )
-from prune_env.experiments.report.quality import yardstick_of
 from prune_env.experiments.report.summaries import Summary, summary_table
 from prune_env.experiments.report.tables import settings_table
+from prune_env.pipeline.formats import cost_name, duration
+from prune_env.pipeline.yardstick import yardstick_of
 from prune_env.storage import write_text
 
 Results = Mapping[str, Any]

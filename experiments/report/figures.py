@@ -23,9 +23,9 @@ from prune_env.experiments.report.canvas import (
     short,
     svg_of,
 )
-from prune_env.experiments.report.formats import number
-from prune_env.experiments.report.quality import Yardstick, yardstick_of
 from prune_env.experiments.report.series import DENSE, style_of
+from prune_env.pipeline.formats import number
+from prune_env.pipeline.yardstick import Yardstick, yardstick_of
 
 Results = Mapping[str, Any]
 

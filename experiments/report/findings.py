@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from prune_env.experiments.report.formats import number, percent
-from prune_env.experiments.report.quality import (
+from prune_env.pipeline.formats import number, percent
+from prune_env.pipeline.yardstick import (
     ACCURACY,
     YARDSTICKS,
     Yardstick,

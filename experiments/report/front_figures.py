@@ -13,9 +13,9 @@ from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from prune_env.experiments.report.canvas import LOOK, WIDTH, legend, limit, svg_of
 from prune_env.experiments.report.figures import ticks
-from prune_env.experiments.report.formats import cost_name
-from prune_env.experiments.report.quality import yardstick_of
 from prune_env.experiments.report.series import style_of
+from prune_env.pipeline.formats import cost_name
+from prune_env.pipeline.yardstick import yardstick_of
 
 Results = Mapping[str, Any]
 Row = Mapping[str, Any]

@@ -15,11 +15,11 @@ from prune_env.experiments.report.cells import (
 from prune_env.experiments.report.compare_figures import evaluations_figure
 from prune_env.experiments.report.comparison import CURVES, sections
 from prune_env.experiments.report.findings import leaders
-from prune_env.experiments.report.formats import MISSING
 from prune_env.experiments.report.overall import overall
 from prune_env.experiments.report.page import Block, Cell, Code, Heading, Picture, Table, Text
 from prune_env.experiments.report.series import style_of
 from prune_env.experiments.report.summaries import nats
+from prune_env.pipeline.formats import MISSING
 
 Results = Mapping[str, Any]
 CellResults = Mapping[str, Any]

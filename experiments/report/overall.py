@@ -10,11 +10,11 @@ import numpy as np
 
 from prune_env.experiments.report.aggregates import Estimate, improvement, iqm_over
 from prune_env.experiments.report.findings import leaders
-from prune_env.experiments.report.formats import MISSING, plain
 from prune_env.experiments.report.page import Cell, Table
-from prune_env.experiments.report.quality import yardstick_of
 from prune_env.experiments.report.series import style_of
 from prune_env.experiments.report.summaries import interval_cell, nats
+from prune_env.pipeline.formats import MISSING, plain
+from prune_env.pipeline.yardstick import yardstick_of
 
 Run = Mapping[str, Any]
 CellResults = Mapping[str, Any]

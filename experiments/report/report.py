@@ -11,9 +11,7 @@ from typing import Any
 
 from prune_env.experiments.report.figures import learning_figure, scatter_figure, sparsity_figure
 from prune_env.experiments.report.findings import best_row, error_of, stage_of, verdict
-from prune_env.experiments.report.formats import cost_name, percent
 from prune_env.experiments.report.page import Block, Code, Fold, Heading, Picture, Text, write_page
-from prune_env.experiments.report.quality import yardstick_of
 from prune_env.experiments.report.tables import (
     frozen_table,
     groups_table,
@@ -21,6 +19,8 @@ from prune_env.experiments.report.tables import (
     search_table,
     settings_table,
 )
+from prune_env.pipeline.formats import cost_name, percent
+from prune_env.pipeline.yardstick import yardstick_of
 
 Results = Mapping[str, Any]
 

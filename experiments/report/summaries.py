@@ -11,10 +11,10 @@ import numpy as np
 
 from prune_env.experiments.report.aggregates import iqm_over
 from prune_env.experiments.report.findings import leaders
-from prune_env.experiments.report.formats import MISSING, duration, plain
 from prune_env.experiments.report.page import Cell, Table
-from prune_env.experiments.report.quality import ACCURACY, Yardstick
 from prune_env.experiments.report.series import style_of
+from prune_env.pipeline.formats import MISSING, duration, plain
+from prune_env.pipeline.yardstick import ACCURACY, Yardstick
 
 Run = Mapping[str, Any]
 

@@ -13,7 +13,9 @@ from prune_env.experiments.report.findings import (
     quality_leaders,
     stage_of,
 )
-from prune_env.experiments.report.formats import (
+from prune_env.experiments.report.page import Cell, Table
+from prune_env.experiments.report.series import DENSE, style_of
+from prune_env.pipeline.formats import (
     MISSING,
     duration,
     milliseconds,
@@ -22,9 +24,7 @@ from prune_env.experiments.report.formats import (
     scaled,
     setting,
 )
-from prune_env.experiments.report.page import Cell, Table
-from prune_env.experiments.report.quality import Yardstick, yardstick_of
-from prune_env.experiments.report.series import DENSE, style_of
+from prune_env.pipeline.yardstick import Yardstick, yardstick_of
 
 Results = Mapping[str, Any]
 Row = Mapping[str, Any]

@@ -1,29 +1,17 @@
-"""The directory of a run: named by its config, stages inside, each done once."""
+"""The directory of a run: named by its config."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from prune_env.errors import RunError
 from prune_env.experiments.config.run import RunConfig
-from prune_env.fingerprint import Identity, differences
-from prune_env.locks import locked
-from prune_env.records import read_record
-from prune_env.storage import AGAIN, Unreadable, read_json, write_json
+from prune_env.storage import read_json, write_json
 
 CONFIG = "config.json"
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """A stage's file."""
-
-    made_of: Mapping[str, str]
-    content: dict[str, Any]
 
 
 def open_run(config: RunConfig) -> Path:
@@ -68,26 +56,3 @@ def identity(config: RunConfig) -> dict[str, Any]:
     values = {name: value for name, value in asdict(config).items() if name in decides}
     result: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return result
-
-
-def once(path: Path, made_of: Identity, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The JSON of a stage in `path`, made and written at the first call.
-
-    Raises:
-        RunError: it was made of other things (says which), or is damaged.
-    """
-    with locked(path.parent):
-        if not path.exists():
-            write_json(path, {"made_of": dict(made_of), "content": make()})
-        found = read_json(path, "stage of a run")
-    try:
-        stage = read_record(_Stage, found)
-    except Unreadable as error:
-        raise RunError(f"'{path}' is no stage of a run ({error}). {AGAIN}") from error
-    differ = differences(stage.made_of, made_of)
-    if differ:
-        raise RunError(
-            f"'{path}' was made of other things: {differ}. Choose another folder (--runs), or "
-            f"delete '{path.parent}'."
-        )
-    return stage.content

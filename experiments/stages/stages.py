@@ -26,13 +26,13 @@ from prune_env.experiments.networks.dense import trained
 from prune_env.experiments.networks.models import build_model, load_weights
 from prune_env.experiments.networks.presets import open_named
 from prune_env.experiments.networks.pretrained import is_pretrained, pretrained_project
-from prune_env.experiments.networks.project import Project
-from prune_env.experiments.report.progress import progress
-from prune_env.experiments.report.quality import ACCURACY, Yardstick, yardstick_for
-from prune_env.experiments.stages.directory import once
 from prune_env.experiments.stages.policies import continuing
 from prune_env.fingerprint import identity_of
 from prune_env.mdp.rewards import Outcome
+from prune_env.pipeline.once import once
+from prune_env.pipeline.project import Project
+from prune_env.pipeline.yardstick import ACCURACY, Yardstick, yardstick_for
+from prune_env.progress import progress
 from prune_env.quality.batches import Batch, take_batches
 from prune_env.quality.evaluators import Metrics
 from prune_env.recovery.epoch import evaluate

@@ -16,8 +16,6 @@ import torch
 from prune_env import Ledger
 from prune_env.errors import ConfigError, PruneEnvError
 from prune_env.experiments.config.compare import CompareConfig
-from prune_env.experiments.report.progress import progress
-from prune_env.experiments.stages.directory import once
 from prune_env.experiments.stages.policies import continuing, is_agent
 from prune_env.experiments.sweeps.compare_task import (
     fingerprint_of,
@@ -27,6 +25,8 @@ from prune_env.experiments.sweeps.compare_task import (
 )
 from prune_env.fingerprint import Identity, identity_of
 from prune_env.mdp.rewards import Outcome, improved
+from prune_env.pipeline.once import once
+from prune_env.progress import progress
 from prune_env.search.searchers import Searcher, SearchResult, run_search, searcher_named
 
 Run = Mapping[str, Any]

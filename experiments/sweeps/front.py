@@ -12,14 +12,14 @@ from prune_env.experiments.config.pareto import ParetoConfig
 from prune_env.experiments.report.aggregates import Estimate, mean_if_known, ratio_of_means
 from prune_env.experiments.report.curves import NEAR
 from prune_env.experiments.report.findings import leaders
-from prune_env.experiments.report.formats import MISSING, cost_name, duration, percent, plain
 from prune_env.experiments.report.front_figures import front_figure
 from prune_env.experiments.report.page import Block, Cell, Fold, Heading, Picture, Table, Text
-from prune_env.experiments.report.quality import Yardstick, yardstick_of
 from prune_env.experiments.report.series import style_of
 from prune_env.experiments.report.summaries import interval_cell, nats
 from prune_env.experiments.report.tables import settings_table
 from prune_env.experiments.sweeps.compare_job import Job
+from prune_env.pipeline.formats import MISSING, cost_name, duration, percent, plain
+from prune_env.pipeline.yardstick import Yardstick, yardstick_of
 
 Results = Mapping[str, Any]
 Run = Mapping[str, Any]

@@ -18,8 +18,6 @@ import numpy as np
 from prune_env import Ledger
 from prune_env.agents.sb3 import Course, learn
 from prune_env.experiments.config.pareto import ParetoConfig
-from prune_env.experiments.report.progress import progress
-from prune_env.experiments.stages.directory import once
 from prune_env.experiments.sweeps.compare_job import clock
 from prune_env.experiments.sweeps.compare_task import (
     fingerprint_of,
@@ -32,6 +30,8 @@ from prune_env.mdp.path import Path as PlanPath
 from prune_env.mdp.rewards import Outcome, best_of
 from prune_env.mdp.rules import SLACK, Floats
 from prune_env.mdp.vector import Draw
+from prune_env.pipeline.once import once
+from prune_env.progress import progress
 from prune_env.search.allocators import PATHS, plan_of
 from prune_env.search.searchers import SearchResult, run_search
 

@@ -8,13 +8,13 @@ from typing import Any
 from prune_env.experiments.config.transfer import TransferConfig
 from prune_env.experiments.report.aggregates import mean_if_known
 from prune_env.experiments.report.findings import leaders
-from prune_env.experiments.report.formats import MISSING, cost_name, percent
 from prune_env.experiments.report.page import Block, Cell, Fold, Heading, Table, Text
-from prune_env.experiments.report.quality import yardstick_of
 from prune_env.experiments.report.series import style_of
 from prune_env.experiments.report.summaries import nats
 from prune_env.experiments.report.tables import settings_table
 from prune_env.experiments.sweeps.compare_job import Job
+from prune_env.pipeline.formats import MISSING, cost_name, percent
+from prune_env.pipeline.yardstick import yardstick_of
 
 Results = Mapping[str, Any]
 Run = Mapping[str, Any]

@@ -16,7 +16,6 @@ from prune_env.agents.policy import POLICY
 from prune_env.agents.sb3 import AGENTS, load_policy, plan_by, private_randomness
 from prune_env.experiments.config.compare import CompareConfig
 from prune_env.experiments.config.run import digest_of
-from prune_env.experiments.stages.directory import once
 from prune_env.experiments.sweeps.compare_job import Job, run_job
 from prune_env.experiments.sweeps.compare_task import (
     fingerprint_of,
@@ -29,6 +28,7 @@ from prune_env.mdp.evaluator import Kept
 from prune_env.mdp.path import REACH
 from prune_env.mdp.path import Path as PlanPath
 from prune_env.mdp.rewards import Outcome
+from prune_env.pipeline.once import once
 from prune_env.search.account import LANES, Account, Measured
 from prune_env.search.allocators import PATHS, best_prior, chosen_prior, plan_of
 from prune_env.search.searchers import JOURNAL

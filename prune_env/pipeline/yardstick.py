@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prune_env.errors import look_up
-from prune_env.experiments.report.formats import percent, plain, points
+from prune_env.pipeline.formats import percent, plain, points
 from prune_env.quality.evaluators import Metrics
 from prune_env.quality.objectives import Objective
 

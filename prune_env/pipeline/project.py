@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from prune_env import PruningTask
-from prune_env.experiments.report.quality import Yardstick, yardstick_for
 from prune_env.fingerprint import Identity, identity_of
+from prune_env.mdp.task import PruningTask
+from prune_env.pipeline.yardstick import Yardstick, yardstick_for
 
 
 @dataclass(frozen=True, eq=False)
