@@ -33,7 +33,7 @@ from prune_env.errors import ConfigError, PruneEnvError
 from prune_env.experiments.benches.fuzz_doors import DOORS, Attempt, Door
 from prune_env.experiments.config.cli import invoked, main_guard, parse
 from prune_env.experiments.config.run import option
-from prune_env.progress import progress
+from prune_env.progress import progress, showing
 from prune_env.storage import read_json, write_json, write_text
 
 CHUNK = 1000
@@ -153,8 +153,8 @@ def _forked(door: Door, seed: int, numbers: range, folder: Path, notes: Path) ->
     if child == 0:
         try:
             _cap_memory()
-            attempt = door.open(folder)
-            with notes.open("w", encoding="utf-8") as file:
+            with showing(None), notes.open("w", encoding="utf-8") as file:
+                attempt = door.open(folder)
                 for number in numbers:
                     verdict, what = judged(attempt, random_of(seed, door.name, number))
                     file.write(json.dumps([number, verdict, what]) + "\n")

@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ from prune_env.experiments.config.run import RunConfig, main_guard, parse
 if TYPE_CHECKING:
     from prune_env import PruningTask
     from prune_env.pipeline.project import Project
+    from prune_env.pipeline.whole import Found
+    from prune_env.search.searchers import Listener
 
 
 @main_guard
@@ -33,14 +37,16 @@ def main(argv: Sequence[str]) -> int:
         check_run,  # imports torch, which --help must not wait for
     )
     from prune_env.locks import locked
+    from prune_env.progress import showing
 
     check_run(config)
-    project = opened(config)
-    folder = open_run(config)
-    print(f"run directory: {folder}")
-    with locked(folder):
-        results = run(config, project, folder, shown_command(argv))
-        write_report(results, folder)
+    with nullcontext() if config.progress else showing(None):
+        project = opened(config)
+        folder = open_run(config)
+        print(f"run directory: {folder}")
+        with locked(folder):
+            results = run(config, project, folder, shown_command(argv))
+            write_report(results, folder)
     print(format_table(results))
     print(f"report: {folder / 'report.html'}")
     print(json.dumps(summary(config, results)))
@@ -68,89 +74,43 @@ def run(
 ) -> dict[str, Any]:
     """All stages but the pages; returns what report.py is made of, also in results.json."""
     from prune_env import PruningTask
-    from prune_env.experiments.stages import stages
+    from prune_env.experiments.stages.directory import identity
+    from prune_env.experiments.stages.stages import hunts_of, tuning_settings
+    from prune_env.pipeline.rows import results_of
+    from prune_env.pipeline.stages import Tuning
+    from prune_env.pipeline.whole import finished, found_rows, keep_results, searched
     from prune_env.pipeline.yardstick import yardstick_for
 
     task = project if isinstance(project, PruningTask) else project.task
-    yardstick = (
-        yardstick_for(task.objective) if isinstance(project, PruningTask) else project.yardstick
-    )
-    names = [*dict.fromkeys(n for n in config.baselines if n != config.searcher), config.searcher]
-    found: dict[str, Any] = {}
-    for name in names:
-        log = _log(config, folder, task, name, {n: r.best for n, r in found.items()})
-        found[name] = stages.search(config, task, name, folder, log)
-        if log is not None:
-            log.close()
-    rows = [
-        stages.row_of(task, result, "agent" if name == config.searcher else "baseline", yardstick)
-        for name, result in found.items()
-    ]
+    hunts, said = hunts_of(config), {"command": command, "config": identity(config)}
+    found = searched(task, hunts, folder, partial(_listening, config, folder, task))
     if isinstance(project, PruningTask):
-        return _results(config, task, {}, rows, command, "")
-    models = {"dense": project.dense}
-    for row, (name, result) in zip(rows, found.items(), strict=True):
-        tuned = stages.tune(config, project, result, folder / "tune" / name)
-        models[name] = tuned.model
-        row.update(tuned.facts)
-    dense = stages.dense_facts(project, folder)
-    plans = {name: result.best.kept for name, result in found.items()}
-    times = stages.latencies(project, models, plans, folder / "latency.json")
-    for row in rows:
-        row["latency_ms"] = times[row["name"]]
-    dense["latency_ms"] = times["dense"]
-    size = len(stages.latency_batch(project))
-    note = f"latency: batch of {size}, median and quartiles. {project.note}".strip()
-    results = {**_results(config, task, dense, rows, command, note), **project.yardstick.record}
-    from prune_env.storage import write_text
-
-    write_text(folder / "results.json", json.dumps(results, indent=1))
+        rows = found_rows(task, hunts, found, yardstick_for(task.objective))
+        return {**results_of(task, {}, rows), **said}
+    tuning = Tuning(tuning_settings(config, project))
+    results = {**finished(project, hunts, found, tuple(found), tuning, folder).results, **said}
+    keep_results(results, folder)
     return results
 
 
-def _log(config: RunConfig, folder: Path, task: Any, name: str, baselines: dict[str, Any]) -> Any:
+@contextmanager
+def _listening(
+    config: RunConfig, folder: Path, task: PruningTask, name: str, found: Found
+) -> Iterator[Listener | None]:
+    """TensorBoard, beside what was found before."""
     if not config.tensorboard:
-        return None
+        yield None
+        return
     from prune_env.agents.callbacks import TensorBoardLog
     from prune_env.experiments.stages.directory import identity
 
     facts = {**identity(config), "searcher": name}
-    return TensorBoardLog(folder / "tensorboard" / name, task, baselines, facts)
-
-
-def _results(
-    config: RunConfig,
-    task: Any,
-    dense: dict[str, Any],
-    rows: list[dict[str, Any]],
-    command: str,
-    note: str,
-) -> dict[str, Any]:
-    from prune_env.experiments.stages import stages
-    from prune_env.experiments.stages.directory import identity
-
-    shares = {name: task.costs.share(number) for number, name in enumerate(task.costs.names)}
-    groups = [
-        {
-            "name": g.name,
-            "units": g.units,
-            "macs_share": shares.get(g.name, 0.0),
-            "frozen": g.frozen,
-        }
-        for g in (*task.groups, *task.frozen)
-    ]
-    return {
-        "title": task.name,
-        "command": command,
-        "config": identity(config),
-        "machine": stages.machine(),
-        "dense": dense,
-        "rows": rows,
-        "groups": groups,
-        "budget": task.budget,
-        "on": task.on,
-        "note": note,
-    }
+    best = {name: result.best for name, result in found.items()}
+    log = TensorBoardLog(folder / "tensorboard" / name, task, best, facts)
+    try:
+        yield log
+    finally:
+        log.close()
 
 
 def summary(config: RunConfig, results: dict[str, Any]) -> dict[str, Any]:

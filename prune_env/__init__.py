@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from prune_env.mdp.env import PruneEnv
     from prune_env.mdp.registry import make_task, register_task
     from prune_env.mdp.task import PruningTask
+    from prune_env.pipeline.compress import compress
     from prune_env.plan.cut import compact, masked
     from prune_env.plan.delivery import apply
     from prune_env.plan.plan import PruningPlan
@@ -33,6 +34,7 @@ __all__ = [
     "PruningTask",
     "apply",
     "compact",
+    "compress",
     "find_groups",
     "finetune",
     "format_groups",
@@ -58,6 +60,7 @@ _HOMES = {
     "PruningTask": "prune_env.mdp.task",
     "apply": "prune_env.plan.delivery",
     "compact": "prune_env.plan.cut",
+    "compress": "prune_env.pipeline.compress",
     "find_groups": "prune_env.structure.discover",
     "finetune": "prune_env.recovery.finetune",
     "format_groups": "prune_env.costs.table",

@@ -1,12 +1,18 @@
-"""Progress of long work: a bar on a terminal, plain lines in a log."""
+"""Progress of long work: who works says how far it is, who called says how that is shown.
+
+    with progress("search", 200, "episodes") as bar: bar.step("best -0.31")
+
+shows nothing unless somebody above said `with showing(on_terminal()): ...`.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any, Protocol
 
 
 class Progress(Protocol):
@@ -15,18 +21,51 @@ class Progress(Protocol):
     def step(self, remark: str = "") -> None: ...
 
 
-@contextmanager
-def progress(label: str, total: int, unit: str = "it", shown: bool = True) -> Iterator[Progress]:
-    """Counts `total` steps with the time left; tqdm on a terminal, else about ten lines."""
-    if not shown:
-        yield _Silent()
-    elif sys.stderr.isatty():
-        from tqdm import tqdm
+Show = Callable[[str, int, str], AbstractContextManager[Progress]]
+"""From a label, a number of steps and what one is called to what counts them."""
 
-        with tqdm(total=total, desc=label, unit=unit, dynamic_ncols=True, leave=True) as bar:
-            yield _Bar(bar)
-    else:
-        yield _Lines(label, total, unit)
+_SHOWN: ContextVar[Show | None] = ContextVar("progress", default=None)
+
+
+def progress(label: str, total: int, unit: str = "it") -> AbstractContextManager[Progress]:
+    """Counts `total` steps with the time left, in the way that `showing` said, if any."""
+    show = _SHOWN.get()
+    return nullcontext(_Silent()) if show is None else show(label, total, unit)
+
+
+@contextmanager
+def showing(show: Show | None) -> Iterator[None]:
+    """What `progress` does inside; None: nothing. It counts for this thread and its tasks."""
+    token = _SHOWN.set(show)
+    try:
+        yield
+    finally:
+        _SHOWN.reset(token)
+
+
+def on_terminal() -> Show | None:
+    """Bars where standard error is a terminal, else nothing."""
+    return bars if sys.stderr.isatty() else None
+
+
+def aloud() -> Show:
+    """Bars where standard error is a terminal, else about ten lines."""
+    return on_terminal() or lines
+
+
+@contextmanager
+def bars(label: str, total: int, unit: str) -> Iterator[Progress]:
+    """A bar of tqdm with the share, the time left and the remark."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=label, unit=unit, dynamic_ncols=True, leave=True) as bar:
+        yield _Bar(bar)
+
+
+@contextmanager
+def lines(label: str, total: int, unit: str) -> Iterator[Progress]:
+    """A line on standard error at every tenth of the way."""
+    yield _Lines(label, total, unit)
 
 
 class _Silent:
@@ -35,12 +74,12 @@ class _Silent:
 
 
 class _Bar:
-    def __init__(self, bar: object) -> None:
+    def __init__(self, bar: Any) -> None:
         self._bar = bar
 
     def step(self, remark: str = "") -> None:
-        self._bar.set_postfix_str(remark, refresh=False)  # type: ignore[attr-defined]
-        self._bar.update(1)  # type: ignore[attr-defined]
+        self._bar.set_postfix_str(remark, refresh=False)
+        self._bar.update(1)
 
 
 class _Lines:

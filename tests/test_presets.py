@@ -6,9 +6,9 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from prune_env.experiments.networks.presets import open_named
-from prune_env.experiments.stages.stages import quality
 from prune_env.mdp.registry import make_task
 from prune_env.pipeline.project import Project
+from prune_env.pipeline.stages import quality
 from prune_env.recovery.epoch import evaluate
 from prune_env.tasks.digits import load_digits
 

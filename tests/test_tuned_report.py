@@ -12,8 +12,11 @@ from torch import Tensor
 from prune_env import PruningTask, load
 from prune_env.experiments.config.run import RunConfig
 from prune_env.experiments.report.tables import main_table
-from prune_env.experiments.stages import stages
+from prune_env.experiments.stages.stages import hunts_of, tuning_settings
+from prune_env.pipeline import stages
 from prune_env.pipeline.project import Project
+from prune_env.pipeline.rows import row_of
+from prune_env.pipeline.stages import Tuning
 from prune_env.structure.inputs import Inputs
 from prune_env.structure.weights import weight_groups
 from prune_env.testing import toy_inputs, toy_model
@@ -37,9 +40,10 @@ def project(kind: str) -> Project:
 def test_the_report_counts_what_the_tuned_network_has(kind: str, tmp_path: Path) -> None:
     config = RunConfig(finetune_epochs=2, learning_rate=0.05, weight_decay=0.01, progress=False)
     made = project(kind)
-    result = stages.search(config, made.task, "uniform", tmp_path)
-    tuned = stages.tune(config, made, result, tmp_path / "tune")
-    row = {**stages.row_of(made.task, result, "baseline"), **tuned.facts}
+    (hunt,) = [hunt for hunt in hunts_of(config) if hunt.name == "uniform"]
+    result = stages.search(made.task, hunt, tmp_path)
+    tuned = stages.tune(made, result, Tuning(tuning_settings(config, made)), tmp_path / "tune")
+    row = {**row_of(made.task, result, "baseline"), **tuned.facts}
     vectors = sum(p.numel() for p in tuned.model.parameters() if p.ndim == 1)
     weights = sum(int((p != 0).sum()) for p in tuned.model.parameters() if p.ndim > 1)
     assert row["params"] == vectors + weights

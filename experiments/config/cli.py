@@ -25,15 +25,19 @@ CODE = re.compile(r"(?:^|[\s,=])[A-Za-z_][\w.]*:[A-Za-z_]")
 
 
 def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
-    """`main` with an exit status: 2 and one line on stderr for bad input, 130 when interrupted.
+    """`main` with progress and an exit status: 2 and a line on stderr for bad input, 130 when
+    interrupted.
 
     In a script: `if __name__ == "__main__": sys.exit(main(None))`; None takes `sys.argv`.
     """
 
     @functools.wraps(main)
     def guarded(argv: Sequence[str] | None = None) -> int:
+        from prune_env.progress import aloud, showing
+
         try:
-            return main(sys.argv[1:] if argv is None else argv) or 0
+            with showing(aloud()):
+                return main(sys.argv[1:] if argv is None else argv) or 0
         except KeyboardInterrupt:
             print("interrupted; the same command goes on from here", file=sys.stderr)
             return 130

@@ -29,7 +29,6 @@ def trained(
     settings: FinetuneSettings,
     options: Mapping[str, Any],
     folder: Path | None = None,
-    shown: bool = True,
 ) -> nn.Module:
     """The network that `factory` makes, trained on the first loader, its best epoch on the second.
 
@@ -44,7 +43,6 @@ def trained(
         settings: of the training; their seed also draws the first weights.
         options: of the task that it is for, checked before it is trained.
         folder: that the file is kept in; None: the cache folder.
-        shown: whether progress is.
 
     Raises:
         PruneEnvError: an option is wrong or does not fit the network, see `outline`.
@@ -58,7 +56,7 @@ def trained(
     checkpoint = folder / "checkpoint.pt"
 
     def make() -> Tensors:
-        with progress(f"train {name}", settings.epochs, "epochs", shown) as bar:
+        with progress(f"train {name}", settings.epochs, "epochs") as bar:
 
             def tell(record: EpochRecord) -> None:
                 if record.epoch:

@@ -81,7 +81,7 @@ def _agent(job: Job) -> Searcher | None:
 
 def _search(job: Job) -> dict[str, Any]:
     config, label = job.config, f"{job.searcher} b{job.budget:g} s{job.seed}"
-    with progress(label, config.evaluations, "episodes", config.processes == 1) as bar:
+    with progress(label, config.evaluations, "episodes") as bar:
 
         def tell(ledger: Ledger, outcome: Outcome) -> None:
             bar.step(f"best reward {ledger.best.reward:.4f}")

@@ -11,11 +11,12 @@ from prune_env import PruningTask
 from prune_env.errors import BudgetError
 from prune_env.experiments.config.compare import CompareConfig
 from prune_env.experiments.networks.presets import open_named
-from prune_env.experiments.stages.stages import machine, quality
 from prune_env.fingerprint import Identity
 from prune_env.pipeline.formats import cost_name
 from prune_env.pipeline.once import once
 from prune_env.pipeline.project import Project
+from prune_env.pipeline.rows import machine
+from prune_env.pipeline.stages import quality
 from prune_env.pipeline.yardstick import Yardstick, yardstick_for
 
 FACTS = "facts.json"

@@ -76,7 +76,7 @@ def _searched(many: Many) -> SearchResult:
     task = task_of(config, asked[-1]).unraced()
     searcher = partial(learn, config.agent, course=course_of(asked))
     label = f"{config.agent} b{asked[0]:g} to {asked[-1]:g} s{many.seed}"
-    with progress(label, many.evaluations, "episodes", config.processes == 1) as bar:
+    with progress(label, many.evaluations, "episodes") as bar:
 
         def tell(ledger: Ledger, outcome: Outcome) -> None:
             bar.step(

@@ -22,12 +22,19 @@ class _Stage:
     content: dict[str, Any]
 
 
-def once(path: Path, made_of: Identity, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The JSON of a stage in `path`, made and written at the first call.
+def once(
+    path: Path | None,
+    made_of: Identity | Callable[[], Identity],
+    make: Callable[[], dict[str, Any]],
+) -> dict[str, Any]:
+    """The JSON of a stage in `path`, made and written at the first call; None: made, not kept.
 
     Raises:
         RunError: it was made of other things (says which), or is damaged.
     """
+    if path is None:
+        return make()
+    made_of = made_of() if callable(made_of) else made_of
     with locked(path.parent):
         if not path.exists():
             write_json(path, {"made_of": dict(made_of), "content": make()})

@@ -1,0 +1,89 @@
+"""What a report is made of: plain values, a row per plan."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from prune_env.mdp.task import PruningTask
+from prune_env.pipeline.yardstick import ACCURACY, Yardstick
+from prune_env.search.searchers import SearchResult
+
+Row = dict[str, Any]
+
+
+def row_of(
+    task: PruningTask, result: SearchResult, kind: str, yardstick: Yardstick = ACCURACY
+) -> Row:
+    """What the report says of one search."""
+    best, costs = result.best, task.costs(result.best.kept)
+    return {
+        "name": str(result.plan.notes.get("searcher", "")),
+        "kind": kind,
+        "seed": result.plan.notes.get("seed", 0),
+        "evaluations": len(result.history),
+        "search_seconds": result.seconds,
+        "reward": best.reward,
+        "kl": best.metrics.divergence,
+        yardstick.key("reward"): yardstick.of(best.metrics),
+        yardstick.key("before"): None,
+        yardstick.key("after"): None,
+        "macs": float(costs[0]),
+        "params": float(costs[1]),
+        "macs_ratio": best.flops_ratio,
+        "params_ratio": best.params_ratio,
+        "file_bytes": None,
+        "latency_ms": None,
+        "sparsity": result.plan.sparsity,
+        "kept": {g.name: [k, g.units] for g, k in zip(task.groups, best.kept, strict=True)},
+        "history": [
+            {
+                "reward": outcome.reward,
+                yardstick.name: yardstick.of(outcome.metrics),
+                "kl": outcome.metrics.divergence,
+                "flops_ratio": outcome.flops_ratio,
+            }
+            for outcome in result.history
+        ],
+    }
+
+
+def results_of(task: PruningTask, dense: Mapping[str, Any], rows: Sequence[Row]) -> Row:
+    """All that a report says, but for how it was asked for (`command`, `config`, `note`)."""
+    shares = {name: task.costs.share(number) for number, name in enumerate(task.costs.names)}
+    groups = [
+        {
+            "name": g.name,
+            "units": g.units,
+            "macs_share": shares.get(g.name, 0.0),
+            "frozen": g.frozen,
+        }
+        for g in (*task.groups, *task.frozen)
+    ]
+    return {
+        "title": task.name,
+        "command": "",
+        "config": {},
+        "machine": machine(),
+        "dense": dict(dense),
+        "rows": list(rows),
+        "groups": groups,
+        "budget": task.budget,
+        "on": task.on,
+        "note": "",
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu": platform.processor() or platform.machine(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
