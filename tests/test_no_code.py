@@ -64,7 +64,7 @@ NAMERS = {
     "prune_env/__init__.py", "experiments/benches/kill_jobs.py", "experiments/command.py",
     "prune_env/deploy/configs.py", "prune_env/mdp/registry.py", "prune_env/search/searchers.py",
     "experiments/networks/zoo.py", "experiments/data/images.py", "experiments/networks/pricing.py",
-    "experiments/networks/vision.py",
+    "experiments/networks/vision.py", "prune_env/pipeline/result.py",
 }  # fmt: skip
 """Where a name becomes a module: constants, and what is given by the user in person."""
 

@@ -23,9 +23,9 @@ Error = Callable[[float], float]
 """The standard error of a figure of quality."""
 
 STAGES = {
-    "after": "test {} after fine-tuning",
-    "before": "test {} without fine-tuning",
-    "reward": "{} on the reward samples",
+    "after": "{on} {figure} after fine-tuning",
+    "before": "{on} {figure} without fine-tuning",
+    "reward": "{figure} on the reward samples",
 }
 """Where a quality was measured, the most telling first."""
 
@@ -36,6 +36,11 @@ def stage_of(rows: Sequence[Row], yardstick: Yardstick = ACCURACY) -> str:
         (stage for stage in STAGES if any(known(row.get(yardstick.key(stage))) for row in rows)),
         "reward",
     )
+
+
+def measured_on(results: Results) -> str:
+    """The data of the figures before and after tuning: test, or val where there was none."""
+    return str(results.get("measured_on", "test"))
 
 
 def known(value: Any) -> bool:
@@ -120,7 +125,7 @@ def verdict(results: Results) -> str:
         return "No agent's plan was measured."
     left = f"{agent['name']} leaves {percent(agent.get('macs_ratio'))} of the dense MACs"
     value = yardstick.show(agent[yardstick.key(stage)])
-    where = STAGES[stage].format(yardstick.name)
+    where = STAGES[stage].format(figure=yardstick.name, on=measured_on(results))
     parts = [f"{left} at {value} {where}{_against_dense(results, agent, stage)}."]
     if rival is not None:
         parts.append(_comparison(results, agent, rival, stage))
@@ -155,7 +160,8 @@ def _comparison(results: Results, agent: Row, rival: Row, stage: str) -> str:
         word = "ahead of" if yardstick.sign * (mine - best) > 0 else "behind"
         distance = yardstick.gap(abs(mine - best), signed=False)
         return f"{said}: {agent['name']} is {distance} {word} it."
-    samples = f"{results['dense']['test_samples']:,} test {yardstick.predictions}"
+    count, on = results["dense"]["test_samples"], measured_on(results)
+    samples = f"{count:,} {on} {yardstick.predictions}"
     return (
         f"{said} ({agent['name']} {gap}): on {samples} that is within noise, so neither is the "
         "winner."

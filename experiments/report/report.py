@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prune_env.experiments.report.figures import learning_figure, scatter_figure, sparsity_figure
-from prune_env.experiments.report.findings import best_row, error_of, stage_of, verdict
+from prune_env.experiments.report.findings import best_row, error_of, measured_on, stage_of, verdict
 from prune_env.experiments.report.page import Block, Code, Fold, Heading, Picture, Text, write_page
 from prune_env.experiments.report.tables import (
     frozen_table,
@@ -77,8 +77,9 @@ def _setup(results: Results) -> str:
 def _remarks(results: Results) -> list[str]:
     yardstick = yardstick_of(results)
     name, stage = yardstick.name, stage_of(results["rows"], yardstick)
+    on = measured_on(results)
     remarks = [
-        f"{name.capitalize()} is that of the test {yardstick.predictions}, before and after "
+        f"{name.capitalize()} is that of the {on} {yardstick.predictions}, before and after "
         "fine-tuning. Bold marks the best plan of a column; "
         f"for {name} and latency only where the lead is larger than the noise. "
         "Percentages below MACs and parameters are what is left of the dense network, times below "
@@ -91,7 +92,7 @@ def _remarks(results: Results) -> list[str]:
         value = best[yardstick.key(stage)]
         one, apart = (yardstick.gap(k * error(value), signed=False) for k in (1.0, 2.8))
         remarks.append(
-            f"{name.capitalize()} is measured on {results['dense']['test_samples']:,} test "
+            f"{name.capitalize()} is measured on {results['dense']['test_samples']:,} {on} "
             f"{yardstick.predictions}: at {yardstick.show(value)} its standard error is {one}, so "
             f"differences below about {apart} are not told apart. Each plan was applied and tuned "
             "once; what another training seed would change comes on top."

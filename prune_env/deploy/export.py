@@ -1,7 +1,6 @@
 """A pruned network for programs that do not know this package.
 
-What is written is read back and run beside the network before it is put in place, where PyTorch
-or the library that wrote it can do that.
+What is to be written is run beside the network first, where PyTorch or a library that is there can.
 """
 
 from __future__ import annotations
@@ -60,11 +59,9 @@ def export(network: nn.Module, plan: PruningPlan, path: str | Path, example: Inp
 
 def _program(network: nn.Module, plan: PruningPlan, path: Path, example: Inputs) -> Path:
     with eval_mode(network), torch.no_grad():
-        buffer = BytesIO()
-        torch.export.save(_traced(network, example), buffer)
-        buffer.seek(0)
-        again = torch.export.load(buffer).module()  # what we have just made, no file of a user's
-        _require_alike(path, call_model(again, example), call_model(network, example))
+        traced, buffer = _traced(network, example), BytesIO()
+        _require_alike(path, call_model(traced.module(), example), call_model(network, example))
+        torch.export.save(traced, buffer)
     return write_bytes(path, buffer.getvalue())
 
 
