@@ -92,6 +92,16 @@ names = [module.name for module in pkgutil.walk_packages(prune_env.__path__, "pr
 for name in names:
     if not name.endswith("__main__"):
         importlib.import_module(name)
+
+import torch
+from prune_env.testing import toy_inputs, toy_model
+
+model = toy_model("chain")
+data = [(toy_inputs("chain", seed, 16), torch.arange(16) % 5) for seed in range(3)]
+result = prune_env.compress(
+    model, data[:1], data[1:2], data[2:], budget=0.6, searcher="uniform", evaluations=1, epochs=1
+)
+assert result.report("compressed").exists() and result.table["tuned"].macs_ratio <= 0.6
 print(prune_env.__file__, len(names))
 """
 
@@ -115,20 +125,9 @@ def test_the_wheel_alone_is_the_whole_product(built: Path, tmp_path: Path) -> No
     assert called(python, "-W", "ignore", "-c", ALL).startswith(str(site))
     command = python.parent / "prune-env"
     assert "compare" in called(command, "--help")
-    options = (
-        "--searcher random --baselines uniform --evaluations 2 --finetune-epochs 0 --threads 1"
-    )
-    small = [
-        "--dense-epochs",
-        "1",
-        "--reward-samples",
-        "50",
-        "--calibration-samples",
-        "50",
-        "--runs",
-        "out",
-    ]
-    last = called(command, "run", *options.split(), *small).splitlines()[-1]
+    options = "--searcher random --baselines uniform --evaluations 2 --finetune-epochs 0"
+    small = "--threads 1 --dense-epochs 1 --reward-samples 50 --calibration-samples 50 --runs out"
+    last = called(command, "run", *options.split(), *small.split()).splitlines()[-1]
     assert {"dense", "uniform", "random", "settings"} == set(json.loads(last))
     assert list((tmp_path / "out").glob("*/report.html"))
 

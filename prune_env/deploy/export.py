@@ -69,7 +69,7 @@ def _onnx(network: nn.Module, plan: PruningPlan, path: Path, example: Inputs) ->
     missing = [n for n in ("onnx", "onnxscript") if importlib.util.find_spec(n) is None]
     if missing:
         raise ConfigError(
-            f"export to '{path}' needs {' and '.join(missing)}: pip install onnx onnxscript. Or "
+            f"export to '{path}' needs {' and '.join(missing)}: pip install 'prune_env[onnx]'. Or "
             "give a file that ends in .pt2, which needs nothing."
         )
     with eval_mode(network), torch.no_grad():
