@@ -25,6 +25,8 @@ from prune_env.mdp.rewards import Outcome, best_of
 
 PICTURES = 10
 """How often pictures are drawn in the course of a search."""
+APART = 5
+"""Evaluations between pictures at least: one takes half a second."""
 
 
 class TensorBoardLog:
@@ -38,7 +40,8 @@ class TensorBoardLog:
         task: what is searched.
         baselines: outcomes to compare with, drawn as constant lines.
         hparams: settings of the run, for the text and the table of hyperparameters.
-        every: evaluations from picture to picture; by default ten pictures per search.
+        every: evaluations from picture to picture; by default ten pictures per search, and five
+            evaluations between them at least.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class TensorBoardLog:
         self._lines: dict[str, SummaryWriter] = {}
         self._history: Sequence[Outcome] = ()
         self._pictured: Outcome | None = None
-        self._limit, self._probed = 0, False
+        self._limit, self._probed, self._drawn = 0, False, 0
         self._tags = curves.sparsity_tags(task)
 
     def __call__(self, ledger: Ledger, outcome: Outcome) -> None:
@@ -82,7 +85,7 @@ class TensorBoardLog:
             writer.add_custom_scalars(
                 curves.charts(quality, outcome.terms, self._tags) | curves.probe_charts(quality)
             )
-        if step % (self._every or max(1, ledger.limit // PICTURES)) == 0:
+        if step % (self._every or max(APART, ledger.limit // PICTURES)) == 0:
             self._draw(writer, step)
 
     def close(self) -> None:
@@ -94,7 +97,8 @@ class TensorBoardLog:
             if last > self._limit:  # glimpses charge less than an evaluation
                 _draw_line(line, self._baseline(name), [last])
             line.close()
-        self._draw(self._writer, last)
+        if last != self._drawn:
+            self._draw(self._writer, last)
         if self._pictured is not None:
             figures = curves.final(self.task.objective, self._pictured)
             for summary in hparams_summaries(_plain(self.hparams), figures):
@@ -134,6 +138,7 @@ class TensorBoardLog:
     def _draw(self, writer: SummaryWriter, step: int) -> None:
         from prune_env.agents.figures import front, plans, scatter  # matplotlib takes its time
 
+        self._drawn = step
         candidates = [outcome for outcome in self._history if outcome.eligible]
         if not candidates:
             return

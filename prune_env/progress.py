@@ -21,16 +21,22 @@ class Progress(Protocol):
     def step(self, remark: str = "") -> None: ...
 
 
-Show = Callable[[str, int, str], AbstractContextManager[Progress]]
-"""From a label, a number of steps and what one is called to what counts them."""
+Show = Callable[[str, int, str, bool], AbstractContextManager[Progress]]
+"""From a label, a number of steps, what one is called and whether it is `passing` to what counts
+them."""
 
 _SHOWN: ContextVar[Show | None] = ContextVar("progress", default=None)
 
 
-def progress(label: str, total: int, unit: str = "it") -> AbstractContextManager[Progress]:
-    """Counts `total` steps with the time left, in the way that `showing` said, if any."""
+def progress(
+    label: str, total: int, unit: str = "it", *, passing: bool = False
+) -> AbstractContextManager[Progress]:
+    """Counts `total` steps with the time left, in the way that `showing` said, if any.
+
+    What is `passing` (a part of the way to a task) leaves no trace: its bar goes when it is done.
+    """
     show = _SHOWN.get()
-    return nullcontext(_Silent()) if show is None else show(label, total, unit)
+    return nullcontext(_Silent()) if show is None else show(label, total, unit, passing)
 
 
 @contextmanager
@@ -54,18 +60,20 @@ def aloud() -> Show:
 
 
 @contextmanager
-def bars(label: str, total: int, unit: str) -> Iterator[Progress]:
+def bars(label: str, total: int, unit: str, passing: bool = False) -> Iterator[Progress]:
     """A bar of tqdm with the share, the time left and the remark."""
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=label, unit=unit, dynamic_ncols=True, leave=True) as bar:
+    with tqdm(
+        total=total, desc=label, unit=f" {unit}", dynamic_ncols=True, leave=not passing
+    ) as bar:
         yield _Bar(bar)
 
 
 @contextmanager
-def lines(label: str, total: int, unit: str) -> Iterator[Progress]:
-    """A line on standard error at every tenth of the way."""
-    yield _Lines(label, total, unit)
+def lines(label: str, total: int, unit: str, passing: bool = False) -> Iterator[Progress]:
+    """A line on standard error at every tenth of the way; none for what is passing."""
+    yield _Silent() if passing else _Lines(label, total, unit)
 
 
 class _Silent:

@@ -271,7 +271,8 @@ def test_progress_is_for_terminals(
     shown = Terminal()
     monkeypatch.setattr("sys.stderr", shown)
     compressed(epochs=1)
-    for text in ("search uniform", "tune uniform", "best reward", "val accuracy"):
+    found = ("follow units", "verify groups", "calibrate", "solve levels", "measure the dense")
+    for text in (*found, "search uniform", "tune uniform", "best reward", "val accuracy"):
         assert text in shown.getvalue()
     before = len(shown.getvalue())
     compressed(epochs=1, progress=False)
@@ -288,3 +289,12 @@ def test_progress_is_what_the_caller_says() -> None:
 def test_settings_take_the_place_of_epochs() -> None:
     settings = FinetuneSettings(epochs=0, seed=3)
     assert len(compressed(settings=settings).table.rows) == 2
+
+
+def test_what_was_found_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    logging.disable(logging.NOTSET)
+    with caplog.at_level(logging.INFO, "prune_env"):
+        compressed(epochs=0)
+    (said,) = [r.getMessage() for r in caplog.records if "can be pruned" in r.getMessage()]
+    assert said.startswith("3 groups of 26 units can be pruned, 1 are left alone (1 x")
+    assert "tied to the output" in said

@@ -16,6 +16,7 @@ from prune_env.calibration.columns import columns_of, flattened, has_columns
 from prune_env.calibration.portions import READ, blocks_of
 from prune_env.calibration.sums import Sums, require_finite_sum
 from prune_env.fingerprint import fingerprint
+from prune_env.progress import progress
 from prune_env.quality.batches import Batch, take_batches
 from prune_env.quality.norms import norms_behind
 from prune_env.quality.padding import Positions
@@ -122,9 +123,11 @@ class Reading:
             for path in leader
         ]
         try:
-            with torch.no_grad():
+            shown = progress("calibrate", len(self.batches), "batches", passing=True)
+            with torch.no_grad(), shown as bar:
                 for batch in self.batches if leader else ():
                     hooks.run(self.dense, batch)
+                    bar.step()
         finally:
             for handle in handles:
                 handle.remove()

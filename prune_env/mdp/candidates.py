@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -390,6 +391,9 @@ def prepare(
         return score_groups(options.criterion, dense, portion, evidence)
 
     built = build_ladders(dense, calibration, live, score, seed=options.seed)
+    start = time.perf_counter()
+    measured = quality(dense)
+    _tell(sketch, time.perf_counter() - start)
     evaluator = CandidateEvaluator(
         model=untouched,
         candidates=Candidates(untouched, live),
@@ -402,10 +406,22 @@ def prepare(
         quick=tuple(take_batches(calibration, options.repair_samples)),
         quality=dataclasses.replace(quality, inference=inference),
         inference=inference,
-        dense=quality(dense),
+        dense=measured,
         made_of=_made_of(untouched, options, objective),
     )
     return Parts(sketch, built.scores, evaluator)
+
+
+def _tell(found: Outline, seconds: float) -> None:
+    """Say once what was found; to be seen with `logging.basicConfig(level=logging.INFO)`."""
+    reasons = Counter(group.frozen for group in found.frozen)
+    left = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+    _log.info(
+        "%d groups of %d units can be pruned, %d are left alone%s. Measuring the dense "
+        "network takes %.3g s, a plan about as long.",
+        len(found.groups), sum(group.units for group in found.groups), len(found.frozen),
+        f" ({left})" if left else "", seconds,
+    )  # fmt: skip
 
 
 def _recipe(options: TaskOptions, dense: nn.Module, calibration: Sequence[Batch]) -> Recipe:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prune_env.errors import DataError, ModelError, PruneEnvError
+from prune_env.progress import progress
 from prune_env.quality.batches import Batch
 from prune_env.quality.choosing import Wish, find_objective, wished
 from prune_env.quality.inference import PLAIN, Inference
@@ -133,7 +134,11 @@ class Evaluator:
             value = own_figure(wish, dense)
             return Evaluator(wish, tuple(batches), inference=inference, best=value)
         with eval_mode(dense), torch.inference_mode():
-            raws = [run(dense, batch, f"batch {i}") for i, batch in enumerate(batches)]
+            raws, label = [], "measure the dense network"
+            with progress(label, len(batches), "batches", passing=True) as bar:
+                for number, batch in enumerate(batches):
+                    raws.append(run(dense, batch, f"batch {number}"))
+                    bar.step()
             found = find_objective(dense, batches, raws, wish, output)
             read = [
                 found.read(raw, batch, f"batch {i}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from prune_env.calibration.statistics import POSITIONS, Calibration, calibrations
+from prune_env.progress import progress
 from prune_env.quality.batches import Batch
 from prune_env.repair.ladder import MEMORY, Ladders, Origin, Rungs, detached
 from prune_env.repair.least_squares import RIDGE
@@ -58,14 +59,16 @@ def build_ladders(
     dense, scores, orders = detached(model), dict[str, Tensor](), dict[str, Tensor]()
     rungs, digests, origin = dict[str, Rungs](), dict[str, str](), Origin("", 0, {})
     found = calibrations(model, batches, groups, memory=statistics, positions=positions, seed=seed)
-    for portion, calibration in found:
-        scores |= score(portion, calibration)
-        for group in portion:
-            orders[group.name] = group.pattern.order(scores[group.name])
-            rungs[group.name] = Rungs.of(group, orders[group.name], dense, calibration, ridge)
-        digests |= calibration.digests()
-        origin = Origin(calibration.model, calibration.samples, digests)
-        del calibration  # before the next portion is summed
+    with progress("solve levels", len(groups), "groups", passing=True) as bar:
+        for portion, calibration in found:
+            scores |= score(portion, calibration)
+            for group in portion:
+                orders[group.name] = group.pattern.order(scores[group.name])
+                rungs[group.name] = Rungs.of(group, orders[group.name], dense, calibration, ridge)
+                bar.step(group.name)
+            digests |= calibration.digests()
+            origin = Origin(calibration.model, calibration.samples, digests)
+            del calibration  # before the next portion is summed
     ladders = Ladders.joined(model, groups, orders, origin, rungs, ridge=ridge, memory=memory)
     return Built(scores, ladders)
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from prune_env.progress import progress
 from prune_env.structure.blocks import expert_groups, with_experts
 from prune_env.structure.copies import copied, in_plain_order, plain
 from prune_env.structure.counts import verify_counted
@@ -77,8 +78,10 @@ def _best(dense: nn.Module, scenes: Sequence[Scene], seed: int) -> tuple[Prunabl
         if not reading.differs_in(READINGS[0]) <= ambiguous:
             continue
         trace = Trace(reading, RULES)
-        for scene in scenes:
-            trace.run(dense, scene)
+        with progress("follow units", len(scenes), "passes", passing=True) as bar:
+            for scene in scenes:
+                trace.run(dense, scene)
+                bar.step(scene.name)
         ambiguous |= trace.ambiguous
         groups = with_experts(groups_of(trace), expert_groups(dense, trace))
         groups += not_followed(dense, groups, trace)

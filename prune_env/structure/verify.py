@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from prune_env.progress import progress
 from prune_env.structure.blocks import unrouted
 from prune_env.structure.groups import PrunableGroup
 from prune_env.structure.inputs import map_tensors
@@ -42,23 +43,27 @@ def verify(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         probe = Probe(model, scenes[0])
-        for scene in scenes:
-            probe, trials = probe.at(scene), 1 if scene.name else 2
-            left = [group for group in live if group.name not in faults]
-            if probe.fault(left, trials):
-                faults |= _find_faults(probe, left, trials)
+        with progress("verify groups", len(scenes), "passes", passing=True) as bar:
+            for scene in scenes:
+                probe, trials = probe.at(scene), 1 if scene.name else 2
+                left = [group for group in live if group.name not in faults]
+                if probe.fault(left, trials):
+                    faults |= _find_faults(probe, left, trials)
+                bar.step(scene.name)
     return tuple(_judged(group, faults) for group in groups)
 
 
 def _find_faults(probe: Probe, groups: Sequence[PrunableGroup], trials: int) -> dict[str, str]:
     accepted: list[PrunableGroup] = []
     faults: dict[str, str] = {}
-    for group in groups:
-        fault = probe.fault([*accepted, group], trials)
-        if fault:
-            faults[group.name] = fault
-        else:
-            accepted.append(group)
+    with progress("find what fails", len(groups), "groups", passing=True) as bar:
+        for group in groups:
+            fault = probe.fault([*accepted, group], trials)
+            if fault:
+                faults[group.name] = fault
+            else:
+                accepted.append(group)
+            bar.step(group.name)
     return faults
 
 
