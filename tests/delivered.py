@@ -94,6 +94,16 @@ def transformer(name: str) -> nn.Module:
     )
 
 
+def groups_of_transformer(name: str, kind: str) -> Sequence[PrunableGroup] | None:
+    """Its structured groups, found once for all tests; None: the task finds them.
+
+    That a task finds the same in its own batches is law 7 (`test_transformers.py`).
+    """
+    from test_transformers import case
+
+    return case(name).groups if kind == "structured" and SPARSE not in name else None
+
+
 def read_by_transformer(name: str, seed: int, samples: int) -> Inputs:
     """What it reads: tokens, images, or vectors."""
     from test_transformers import FAMILIES

@@ -27,6 +27,10 @@ SMALL: dict[str, Any] = {
 }
 
 
+VARIATIONS = ("channel_shuffle", "grouped", "last_channels", "padded_shortcut")
+"""Of toys that are here too."""
+
+
 def data(name: str) -> Any:
     return labelled(toy_model(name), lambda seed, size: toy_inputs(name, seed=seed, batch=size))
 
@@ -61,7 +65,7 @@ def host(state: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(name, {}) for name in NAMES]
+    [pytest.param(n, {}, marks=pytest.mark.slow if n in VARIATIONS else ()) for n in NAMES]
     + [("residual", {"criterion": name}) for name in ("taylor", "wanda", "geometric_median")]
     + [("chain", {"units": "unstructured", "on": "params"})],
 )

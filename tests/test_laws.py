@@ -24,6 +24,7 @@ from damage import damaged
 from delivered import (
     SPARSE,
     episode,
+    groups_of_transformer,
     labelled,
     read_by_transformer,
     require_composed,
@@ -449,7 +450,8 @@ def test_what_was_measured_of_a_transformer_is_what_apply_gives(
 ) -> None:
     model = transformer(name)
     data = labelled(model, partial(read_by_transformer, name))
-    case = episode(model, data, kind, on="macs" if "density" in kind else "params")
+    groups = groups_of_transformer(name, kind)
+    case = episode(model, data, kind, groups, on="macs" if "density" in kind else "params")
     require_delivered(case, lambda: copy.deepcopy(model), tmp_path)
 
 
@@ -495,7 +497,8 @@ def test_two_rounds_of_a_transformer_are_one_plan(
     data = labelled(model, partial(read_by_transformer, name))
     network, plans = model, []
     for kind in (first, second):
-        case = episode(network, data, kind, on="macs" if kind == "density" else "params")
+        groups = groups_of_transformer(name, kind) if network is model else None
+        case = episode(network, data, kind, groups, on="macs" if kind == "density" else "params")
         network = case.env.network()
         plans.append(case.env.plan)
     require_composed(model, data, plans, network, lambda: copy.deepcopy(model), tmp_path)

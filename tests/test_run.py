@@ -20,8 +20,8 @@ from prune_env.tasks import digits
 
 ROOT = Path(__file__).parents[1]
 QUICK = [
-    "--evaluations", "8", "--dense-epochs", "2", "--finetune-epochs", "1", "--threads", "1",
-    "--reward-samples", "100", "--calibration-samples", "100", "--baselines", "uniform,random",
+    "--evaluations", "6", "--dense-epochs", "2", "--finetune-epochs", "1", "--threads", "1",
+    "--reward-samples", "60", "--calibration-samples", "60", "--baselines", "uniform,random",
 ]  # fmt: skip
 
 
@@ -65,8 +65,8 @@ def test_the_path_leads_to_a_report(finished: tuple[Path, str]) -> None:
     assert (folder / "report.md").read_text()
     assert list((folder / "tensorboard" / "ppo").rglob("events.out.*"))
     rows = {row["name"]: row for row in facts(runs)["rows"]}
-    assert [rows[name]["evaluations"] for name in ("uniform", "random")] == [1, 8]
-    assert rows["ppo"]["evaluations"] == 8
+    assert [rows[name]["evaluations"] for name in ("uniform", "random")] == [1, 6]
+    assert rows["ppo"]["evaluations"] == 6
     for row in rows.values():
         # From below, by less than what one more unit anywhere would cost.
         assert 0.45 < row["macs_ratio"] <= 0.5
@@ -78,14 +78,17 @@ def test_the_path_leads_to_a_report(finished: tuple[Path, str]) -> None:
 def test_kill_and_resume_ends_with_the_same_result(
     finished: tuple[Path, str], tmp_path: Path
 ) -> None:
-    for seconds in (4.0, 6.5):
+    for left in ("*/search/random/journal.jsonl", "*/tune/random/checkpoint.pt"):
         process = subprocess.Popen(
-            command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(seconds)
+            command(tmp_path, "--no-tensorboard"), cwd=ROOT, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        while not list(tmp_path.glob(left)):
+            assert process.poll() is None
+            time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    done = run(tmp_path)
+        assert process.wait() == -signal.SIGKILL
+    done = run(tmp_path, "--no-tensorboard")
     assert done.returncode == 0, done.stderr
     assert facts(tmp_path) == facts(finished[0])
 
@@ -180,15 +183,16 @@ def test_what_is_wrong_is_one_line_before_anything_is_done(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.long
-def test_another_config_in_the_same_directory_is_refused(tmp_path: Path) -> None:
+def test_another_config_in_the_same_directory_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     write_json(folder / "config.json", {"budget": 0.3})
     before = (folder / "config.json").read_text()
-    done = run(tmp_path, "--name", "mine")
-    assert done.returncode == 2
-    assert "budget is 0.3 there, 0.5 now" in done.stderr
+    main = importlib.import_module("experiments.run").main
+    assert main([*QUICK, "--runs", str(tmp_path), "--name", "mine"]) == 2
+    assert "budget is 0.3 there, 0.5 now" in capsys.readouterr().err
     assert (folder / "config.json").read_text() == before
 
 

@@ -194,10 +194,13 @@ def test_every_parameter_is_in_a_group(name: str) -> None:
 
 
 QUICK = ("mistral", "bert", "vit")
+LONG = ("mixtral", "swin", "gpt2", "modernbert", "packed")
+"""One of each way to be built; the others are variations of these."""
+MARKS = {**dict.fromkeys(QUICK, ()), **dict.fromkeys(LONG, pytest.mark.long)}
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in NAMES]
+    "name", [pytest.param(n, marks=MARKS.get(n, pytest.mark.slow)) for n in NAMES]
 )
 def test_order_in_memory_mode_and_batches_do_not_matter(name: str) -> None:
     model, inputs = case(name).model, case(name).inputs

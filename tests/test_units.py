@@ -111,17 +111,17 @@ def drawn(task: PruningTask, seed: int) -> tuple[int, ...]:
 def test_episodes_give_plans_within_the_budget(name: str, kind: str) -> None:
     of = task(name, kind)
     model, before = network_for(name, kind), run(network_for(name, kind))
-    for env in (PruneEnv(of), PlanEnv(of)):
-        for sparsity in (0.0, 0.9):
-            finish(env, sparsity)
-            kept = tuple(env.plan.levels[group.name] for group in of.groups)
-            assert of.within_budget(kept)
-            assert kept != tuple(group.units for group in of.groups)
-            small = compact(model, PruningPlan.from_json(env.plan.to_json()))
-            assert run(small).shape == before.shape
-            assert isinstance(of.evaluator, CandidateEvaluator)
-            expected = run(of.evaluator.candidate(kept))
-            assert torch.equal(run(env.network()), expected)  # nothing here is repaired from data
+    for env, sparsity in ((PruneEnv(of), 0.0), (PlanEnv(of), 0.9)):
+        finish(env, sparsity)
+        plan = env.plan
+        kept = tuple(plan.levels[group.name] for group in of.groups)
+        assert of.within_budget(kept)
+        assert kept != tuple(group.units for group in of.groups)
+        small = compact(model, PruningPlan.from_json(plan.to_json()))
+        assert run(small).shape == before.shape
+        assert isinstance(of.evaluator, CandidateEvaluator)
+        expected = run(of.evaluator.candidate(kept))
+        assert torch.equal(run(env.network()), expected)  # nothing here is repaired from data
     assert torch.equal(run(model), before)
 
 
