@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -605,12 +605,19 @@ def test_discovery_of_hard_networks_sees_what_the_task_sees(name: str) -> None:
 # ---- 8: an interruption changes nothing, and a folder knows its task
 
 
+@cache
+def groups_of_toy(name: str, units: str) -> tuple[PrunableGroup, ...]:
+    """Found once: that they are found alike in every process is law 7."""
+    model, inputs = toy_model(name), toy_inputs(name)
+    return find_groups(model, inputs) if units == "structured" else weight_groups_of(model, units)
+
+
 def small_task(
     name: str, units: str = "structured", seed: int = 0, **options: object
 ) -> PruningTask:
     """A task of a toy on a few samples."""
     model = toy_model(name, seed)
-    groups = None if units == "structured" else weight_groups_of(model, units)
+    groups = groups_of_toy(name, units)
     chosen = {"budget": 0.85, "calibration_samples": 16, "reward_samples": 16, **options}
     data = labelled(toy_model(name), partial(toy_inputs, name))
     return PruningTask.from_model(model, data, groups=groups, **chosen)

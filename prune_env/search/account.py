@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from prune_env.mdp.evaluator import Kept
 from prune_env.mdp.rewards import Outcome
 from prune_env.mdp.rules import SLACK, Units, as_kept
-from prune_env.search.evolution import mutated
+from prune_env.search.evolution import all_mutated
 from prune_env.search.ledger import Exhausted, Ledger
 from prune_env.search.surrogate import Strengths, Surrogate
 
@@ -285,7 +285,8 @@ class Practised:
         """Plans some trades away from the best ones within a budget."""
         best, task = seen.best(budget, PARENTS), self._account.ledger.task.at(budget)
         count = self._practice.neighbours if best else 0
-        return [mutated(task, best[n % len(best)], self._generator) for n in range(count)]
+        parents = [best[n % len(best)] for n in range(count)]
+        return all_mutated(task, parents, self._generator) if parents else []
 
 
 def _new(plans: Iterable[Kept], known: Set[Kept]) -> list[Kept]:

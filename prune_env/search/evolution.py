@@ -5,9 +5,12 @@ A child trades levels between groups at constant cost; it replaces its parent un
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from prune_env.mdp.evaluator import Kept
+from prune_env.mdp.rules import as_kept
 from prune_env.mdp.task import PruningTask
 from prune_env.search.allocators import best_prior, plan_of
 from prune_env.search.ledger import Ledger
@@ -46,6 +49,20 @@ def evolve(ledger: Ledger, seed: int, start: Kept) -> None:
 
 def mutated(task: PruningTask, kept: Kept, generator: np.random.Generator) -> Kept:
     """A plan some trades away, within the budget and with nothing left of it."""
+    return all_mutated(task, [kept], generator)[0]
+
+
+def all_mutated(
+    task: PruningTask, parents: Sequence[Kept], generator: np.random.Generator
+) -> list[Kept]:
+    """A child of every parent; what their trades leave of the budget is given back at once."""
+    plans_NG = np.array([_switched(task, kept, generator) for kept in parents])
+    asked_NG = 1.0 - plans_NG / task.rules.units_G
+    budget_N = np.full(len(plans_NG), task.budget)
+    return [as_kept(row) for row in task.leftover(task.rules, plans_NG, asked_NG, budget_N)]
+
+
+def _switched(task: PruningTask, kept: Kept, generator: np.random.Generator) -> list[int]:
     plan = list(kept)
     for _ in range(int(min(generator.integers(1, SWITCHES + 1, 2)))):
         for _ in range(TRIES):
@@ -53,8 +70,7 @@ def mutated(task: PruningTask, kept: Kept, generator: np.random.Generator) -> Ke
             if traded is not None:
                 plan = traded
                 break
-    asked = [1 - k / group.units for k, group in zip(plan, task.groups, strict=True)]
-    return task.finish(plan, asked)
+    return plan
 
 
 def _traded(task: PruningTask, plan: list[int], generator: np.random.Generator) -> list[int] | None:

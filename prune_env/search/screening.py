@@ -14,7 +14,7 @@ from prune_env.mdp.path import beside
 from prune_env.mdp.rules import Units
 from prune_env.search.account import LANES, PARENTS, PRACTICE, SPREAD, Account, Practised
 from prune_env.search.allocators import best_prior
-from prune_env.search.evolution import mutated
+from prune_env.search.evolution import all_mutated
 from prune_env.search.ledger import Ledger
 
 Floats = NDArray[np.float64]
@@ -42,7 +42,7 @@ def beside_best(account: Account, count: int, generator: np.random.Generator) ->
     task, eligible = account.ledger.task, [o for o in account.seen if o.eligible]
     best = sorted(eligible, key=lambda outcome: outcome.rank, reverse=True)[:PARENTS]
     parents = [best[number % len(best)].kept for number in range(count)]
-    traded = [mutated(task, kept, generator) for kept in parents[: count // 2]]
+    traded = all_mutated(task, parents[: count // 2], generator)
     kept_NG, rules = np.array(parents[count // 2 :]), task.rules
     size_N = generator.random((len(kept_NG), 1))
     want_NG = beside(rules.sparsity(kept_NG), size_N * generator.normal(0, SPREAD, kept_NG.shape))
