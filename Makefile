@@ -30,7 +30,7 @@ lint: $(READY)
 	$(VENV)/bin/ruff format --check .
 	rm -rf $(HOUSE) && mkdir -p $(HOUSE)/prune_env
 	ln -s $(CURDIR)/prune_env/* $(CURDIR)/agents $(CURDIR)/experiments $(HOUSE)/prune_env/
-	cd $(HOUSE) && MYPYPATH=. $(CURDIR)/$(VENV)/bin/mypy --config-file $(CURDIR)/pyproject.toml \
+	cd $(HOUSE) && MYPYPATH=. MYPY_NUM_WORKERS=2 $(CURDIR)/$(VENV)/bin/mypy --config-file $(CURDIR)/pyproject.toml \
 		--cache-dir $(CURDIR)/.mypy_cache -p prune_env
 
 tb: $(PACKAGE)
