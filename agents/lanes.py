@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune_env import PruningTask
+from prune_env.agents.payments import Payment
 from prune_env.agents.vec_env import AsVecEnv
 from prune_env.mdp.env import PlanningEnv, PruneEnv
 from prune_env.mdp.rules import Floats, Units
 from prune_env.mdp.transforms import Standing, group_relative
 from prune_env.mdp.vector import VECTORS, Draw
 from prune_env.mdp.vector_wrappers import ResidualAction, ShapedReward, StandardObservation
-from prune_env.search.account import Payment
 
 Array = NDArray[np.float32]
 

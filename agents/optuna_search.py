@@ -64,8 +64,8 @@ def _optimise(ledger: Ledger, sampler: optuna.samplers.BaseSampler) -> None:
             trial = study.ask(space)
             offsets = [trial.params[name] for name in names]
             asked = [min(max(center + room * offset, 0.0), 1.0) for offset in offsets]
-            kept = task.decode(asked)
-            study.tell(trial, -ledger.measure(kept).reward)
+            (outcome,) = ledger.measure([task.decode(asked)])
+            study.tell(trial, -outcome.reward)
 
 
 @contextmanager

@@ -22,9 +22,9 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
+from prune_env.agents.settings import LANES
 from prune_env.errors import ConfigError, RunError
 from prune_env.mdp.transforms import LIMIT
-from prune_env.search.account import LANES
 from prune_env.storage import load_described, parse, save_tensors
 
 POLICY = "policy.safetensors"

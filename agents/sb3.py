@@ -3,7 +3,7 @@
     ledger --prior--> path --lanes--> N episodes in lockstep --payment--> worths --SB3--> policy
 
 The plans of the prior are measured first, the deterministic policy's plan last; what lies between
-is spent by the payment (see prune_env/search/account.py).
+is spent by the payment (see payments.py).
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from prune_env import Ledger
 from prune_env.agents.lanes import HELP, Array, Help, lanes, plans_of
+from prune_env.agents.payments import PRACTICE, Measured, Payment, Practice, Practised
 from prune_env.agents.policy import POLICY, read_policy, rebuilt, write_policy
-from prune_env.agents.settings import lanes_of, settings
+from prune_env.agents.settings import LANES, lanes_of, settings
 from prune_env.errors import ConfigError
 from prune_env.mdp.env import PlanEnv, PlanningEnv, PruneEnv
 from prune_env.mdp.evaluator import Kept
@@ -37,18 +38,8 @@ from prune_env.mdp.path import Path
 from prune_env.mdp.rules import Floats, as_kept
 from prune_env.mdp.task import PruningTask
 from prune_env.mdp.vector import Draw
-from prune_env.search.account import (
-    LANES,
-    PRACTICE,
-    SPREAD,
-    Account,
-    Measured,
-    Payment,
-    Practice,
-    Practised,
-)
 from prune_env.search.allocators import best_prior
-from prune_env.search.ledger import Exhausted
+from prune_env.search.neighbours import SPREAD
 
 CHECKPOINTS = 10
 """Policies saved in the course of a search."""
@@ -106,34 +97,30 @@ def learn(name: str, ledger: Ledger, seed: int, course: Course = COURSE) -> None
     the policy is written there, ten times on the way and at the end. The random states of the
     process are left as they were.
     """
-    account, kind, finals = Account(ledger), AGENTS[name], course.finals or (ledger.task.budget,)
+    kind, finals = AGENTS[name], course.finals or (ledger.task.budget,)
     course = replace(course, lanes=course.lanes or lanes_of(name, ledger.task.length))
     task = ledger.task.around(course.prior(ledger))
-    account.reserve = float(len(finals))
-    payment = _payment(account, course, seed)
+    payment = _payment(ledger, course, seed)
     budgets = course.budgets(seed) if course.budgets else None
     env = lanes(task, payment, course.lanes, kind.env, course.help, budgets)
     steps = (task.length if kind.env is PruneEnv else 1) * course.lanes
     with private_randomness():
         agent = _agent(name, env, task.length, seed, course)
         agent.set_logger(Logger(None, [_Figures(ledger)]))
-        with contextlib.suppress(Exhausted):
-            while account.left > 0:  # the first round ends it, unless plans are given up early
+        with ledger.reserved(len(finals)):
+            while ledger.left > 0:  # the first round ends it, unless plans are given up early
                 agent.learn(
-                    steps * _groups(account, course), callback=_Checkpoints(name, ledger),
+                    steps * _groups(ledger.left, course), callback=_Checkpoints(name, ledger),
                     log_interval=1, reset_num_timesteps=False,
                 )  # fmt: skip
-        account.reserve = 0.0
         _save(name, agent, ledger)
-        with contextlib.suppress(Exhausted):
-            for budget in finals:
-                account.measure(plan_by(agent, task, kind.env, budget))
+        ledger.measure(plan_by(agent, task, kind.env, budget) for budget in finals)
 
 
-def _payment(account: Account, course: Course, seed: int) -> Payment:
+def _payment(ledger: Ledger, course: Course, seed: int) -> Payment:
     if course.practice is None:
-        return Measured(account)
-    return Practised(account, course.practice, seed)
+        return Measured(ledger)
+    return Practised(ledger, course.practice, seed)
 
 
 def _agent(name: str, env: VecEnv, length: int, seed: int, course: Course) -> BaseAlgorithm:
@@ -181,11 +168,11 @@ def load_policy(
         ) from error
 
 
-def _groups(account: Account, course: Course) -> int:
-    """Groups of finished plans until the account is spent, for schedules of learning."""
+def _groups(left: float, course: Course) -> int:
+    """Groups of finished plans until nothing is left to spend, for schedules of learning."""
     if course.practice is None:
-        return math.ceil(account.left / course.lanes)
-    rounds = math.ceil(account.left / course.practice.measured)
+        return math.ceil(left / course.lanes)
+    rounds = math.ceil(left / course.practice.measured)
     return rounds * (course.practice.rehearsals + 1)
 
 

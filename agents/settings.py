@@ -16,7 +16,11 @@ import numpy as np
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 from stable_baselines3.common.utils import LinearSchedule
 
-from prune_env.search.account import LANES, SPREAD, crowd
+from prune_env.search.acquisition import crowd
+from prune_env.search.neighbours import SPREAD
+
+LANES = 32
+"""Episodes in lockstep."""
 
 Settings = dict[str, Any]
 

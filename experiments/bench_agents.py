@@ -118,8 +118,8 @@ def watched(split: Split) -> Iterator[None]:
 
 def _methods() -> dict[str, dict[type, tuple[str, ...]]]:
     from prune_env import Ledger
+    from prune_env.agents.payments import Practised
     from prune_env.agents.vec_env import AsVecEnv
-    from prune_env.search.account import Practised
 
     return {
         EVALUATION: {Ledger: ("measure", "probe", "glimpse")},

@@ -199,7 +199,7 @@ def _raced(task: Any, seed: int) -> float:
     )
     ledger = Ledger(replace(task, evaluator=racing), RANKED)
     for kept in _plans(task, seed):
-        ledger.measure(kept)
+        ledger.measure([kept])  # one at a time: the best one so far is the one to beat
     return ledger.charged / ledger.spent
 
 

@@ -58,9 +58,10 @@ def opened(config: RunConfig) -> Project | PruningTask:
     import torch
 
     from prune_env.experiments.stages import stages
+    from prune_env.search.workers import cores
 
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    if config.threads or config.workers > 1:
+        torch.set_num_threads(config.threads or max(1, cores() // config.workers))
     return stages.open_project(config)
 
 
@@ -83,7 +84,7 @@ def run(
 
     task = project if isinstance(project, PruningTask) else project.task
     hunts, said = hunts_of(config), {"command": command, "config": identity(config)}
-    found = searched(task, hunts, folder, partial(_listening, config, folder, task))
+    found = searched(task, hunts, folder, partial(_listening, config, folder, task), config.workers)
     if isinstance(project, PruningTask):
         rows = found_rows(task, hunts, found, yardstick_for(task.objective))
         return {**results_of(task, {}, rows), **said}

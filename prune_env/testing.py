@@ -6,8 +6,10 @@ factory; `toy_inputs(name)` gives two samples for it.
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from prune_env.mdp.leftover import leftover_named
 from prune_env.mdp.task import PruningTask
 from prune_env.quality.evaluators import Metrics
 from prune_env.search.ledger import Ledger
+from prune_env.search.workers import IN_PROCESS, Workers, opened
 from prune_env.structure.groups import Axis, PrunableGroup, Span
 from prune_env.structure.inputs import Inputs
 
@@ -265,15 +268,15 @@ def toy_task(
     shapes = [(width, width)] * length
     costs = _toy_costs(groups, shapes)
 
-    def evaluate(kept: tuple[int, ...]) -> Metrics:
-        pairs = zip(kept, targets, strict=True)
-        error = sum(abs(1 - k / width - t) for k, t in pairs) / len(kept)
-        return Metrics(figure=1 - error, loss=error, divergence=error, samples=1)
-
     scores = {group.name: torch.arange(width, 0, -1, dtype=torch.float64) for group in groups}
-    return PruningTask(
-        groups, costs, OfFunction(evaluate), scores, budget, name="toy", leftover=leftover
-    )
+    evaluator = OfFunction(partial(_toy_metrics, tuple(targets), width))
+    return PruningTask(groups, costs, evaluator, scores, budget, name="toy", leftover=leftover)
+
+
+def _toy_metrics(targets: Sequence[float], width: int, kept: tuple[int, ...]) -> Metrics:
+    pairs = zip(kept, targets, strict=True)
+    error = sum(abs(1 - k / width - t) for k, t in pairs) / len(kept)
+    return Metrics(figure=1 - error, loss=error, divergence=error, samples=1)
 
 
 def _toy_group(number: int, units: int) -> PrunableGroup:
@@ -293,12 +296,20 @@ def _toy_costs(groups: Sequence[PrunableGroup], shapes: Sequence[tuple[int, ...]
 SearchFunction = Callable[[Ledger, int], None]
 
 
-def check_searcher(search: SearchFunction, evaluations: int = 24, seed: int = 3) -> None:
+def check_searcher(
+    search: SearchFunction, evaluations: int = 24, seed: int = 3, workers: int | Workers = 1
+) -> None:
     """The contract of a searcher, as a test: run it on yours.
 
     Checks that it spends at most what it is given and measures something, that its result meets the
     budget (plans beyond it are probes), that it finds the same plans again under the same seed, and
-    resumes from a journal.
+    goes on from a journal that was cut short and from a random half of one.
+
+    Args:
+        search: the searcher.
+        evaluations: that it may spend.
+        seed: of the searcher.
+        workers: also checks that so many processes find what one finds.
 
     Raises:
         AssertionError: says which clause is broken.
@@ -312,21 +323,27 @@ def check_searcher(search: SearchFunction, evaluations: int = 24, seed: int = 3)
         assert within or not outcome.eligible, f"{outcome.kept} exceeds the budget"
     assert first.best.eligible, "nothing that it measured may be the result"
     again = _searched(search, task, evaluations, seed)
-    plans = [outcome.kept for outcome in first.history]
-    assert plans == [outcome.kept for outcome in again.history], "one seed gave two searches"
+    assert again.history == first.history, "one seed gave two searches"
     with tempfile.TemporaryDirectory() as folder:
         journal = Path(folder) / "journal.jsonl"
         _searched(search, task, evaluations, seed, journal)
         lines = journal.read_text().splitlines(keepends=True)
-        # As if killed half-way, in the middle of writing a line.
-        journal.write_text("".join(lines[: len(lines) // 2]) + lines[-1][:5])
-        resumed = _searched(search, task, evaluations, seed, journal)
-    assert plans == [outcome.kept for outcome in resumed.history], "resuming changed the search"
+        # As if killed half-way, in the middle of writing a line; then any half of the rows.
+        torn = "".join(lines[: len(lines) // 2]) + lines[-1][:5]
+        rows = random.Random(seed).sample(lines[1:], len(lines) // 2)
+        for text in (torn, lines[0] + "".join(rows)):
+            journal.write_text(text)
+            resumed = _searched(search, task, evaluations, seed, journal)
+            assert resumed.history == first.history, "resuming changed the search"
+    with opened(workers) as side_by_side:
+        beside = _searched(search, task, evaluations, seed, workers=side_by_side)
+    assert beside.history == first.history, "workers changed the search"
 
 
 def _searched(
-    search: SearchFunction, task: PruningTask, limit: int, seed: int, journal: Path | None = None
-) -> Ledger:
-    ledger = Ledger(task, limit, journal)
+    search: SearchFunction, task: PruningTask, limit: int, seed: int, journal: Path | None = None,
+    workers: Workers = IN_PROCESS,
+) -> Ledger:  # fmt: skip
+    ledger = Ledger(task, limit, journal, workers=workers)
     ledger.run(search, seed)
     return ledger

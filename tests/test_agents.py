@@ -6,6 +6,7 @@ import dataclasses
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from prune_env.agents.settings import SETTINGS, settings
 from prune_env.errors import ConfigError, RunError
 from prune_env.mdp.rewards import Outcome
 from prune_env.search.searchers import SEARCHERS, run_search, searcher_named
+from prune_env.search.workers import Processes
 from prune_env.storage import read_json
 from prune_env.testing import check_searcher, toy_task
 
@@ -36,9 +38,16 @@ def with_scores(task: PruningTask, scores: list[Any]) -> PruningTask:
 # --- the contract ------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def four() -> Iterator[Processes]:
+    with Processes(4) as workers:
+        yield workers
+
+
 @pytest.mark.parametrize("name", SEARCHERS)
-def test_every_searcher_keeps_the_contract(name: str) -> None:
-    check_searcher(searcher_named(name), evaluations=9)
+def test_every_searcher_keeps_the_contract(name: str, four: Processes) -> None:
+    """From any half of its journal, and with four workers."""
+    check_searcher(searcher_named(name), evaluations=9, workers=four)
 
 
 @pytest.mark.parametrize("name", AGENTS)

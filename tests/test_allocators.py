@@ -15,7 +15,8 @@ from prune_env import Ledger, PruningTask
 from prune_env.mdp.evaluator import OfFunction
 from prune_env.quality.evaluators import Metrics
 from prune_env.search.allocators import PATHS, best_prior, measured_path, plan_of
-from prune_env.search.evolution import evolve, mutated
+from prune_env.search.evolution import evolve
+from prune_env.search.neighbours import mutated
 from prune_env.search.searchers import run_search
 from prune_env.testing import toy_task
 
@@ -85,7 +86,7 @@ def test_probes_beyond_the_budget_are_charged_but_never_the_result() -> None:
     measured_path(ledger, 30)
     assert not any(outcome.eligible for outcome in ledger.history)
     assert ledger.charged == len(ledger.history) == 1 + 4 * 4
-    best = ledger.measure(task.decode([0.0] * 4))
+    (best,) = ledger.measure([task.decode([0.0] * 4)])
     assert ledger.best is best, "a probe of nearly the whole network has a higher reward"
 
 
@@ -142,7 +143,7 @@ def test_children_meet_the_budget_and_waste_none(seed: int, budget: float) -> No
     task = toy_task(budget=budget)
     generator = np.random.default_rng(seed)
     kept = task.decode(generator.uniform(0, 1, 4).tolist())
-    child = mutated(task, kept, generator)
+    (child,) = mutated(task, [kept], generator)
     assert task.within_budget(child)
     assert task.fill(child, [1 - k / 20 for k in child]) == child
 
@@ -150,7 +151,7 @@ def test_children_meet_the_budget_and_waste_none(seed: int, budget: float) -> No
 def test_a_single_group_has_no_children_but_itself() -> None:
     task = toy_task(length=1, budget=0.6)
     kept = task.decode([0.0])
-    assert mutated(task, kept, np.random.default_rng(0)) == kept
+    assert mutated(task, [kept], np.random.default_rng(0)) == [kept]
 
 
 def test_evolution_climbs_and_keeps_the_better() -> None:

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from prune_env import Ledger
+from prune_env.agents.payments import Practised
 from prune_env.agents.vec_env import AsVecEnv
 from prune_env.experiments import bench_agents
 from prune_env.experiments.bench_agents import PARTS, AgentsConfig, Split, measure, watched
 from prune_env.mdp.evaluator import Kept, OfFunction
 from prune_env.mdp.task import PruningTask
 from prune_env.quality.evaluators import Hopeless, Metrics
-from prune_env.search.account import Practised
 from prune_env.search.ledger import Exhausted
 from prune_env.testing import toy_task
 

@@ -162,7 +162,7 @@ stages_only = {"searcher", "evaluations", "epochs"}
 
 def hopeless(ledger: Ledger, seed: int) -> None:
     """The plan that keeps least of everything."""
-    ledger.measure([group.levels[0] for group in ledger.task.groups])
+    ledger.measure([[group.levels[0] for group in ledger.task.groups]])
 
 
 class Regressor(nn.Module):

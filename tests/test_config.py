@@ -146,7 +146,7 @@ def test_the_digest_changes_with_the_fields_that_make_the_result(entry: Any) -> 
     value = SPECIAL.get(entry.name, OTHERS.get(type(entry.default)))
     changed = replace(RunConfig(), **{entry.name: value})
     assert changed != RunConfig()
-    incidental = entry.name in ("runs", "name", "threads", "tensorboard", "progress")
+    incidental = entry.name in ("runs", "name", "workers", "threads", "tensorboard", "progress")
     assert (changed.digest == RunConfig().digest) == incidental
     assert changed.digest == replace(changed).digest
     assert list(changed.differences) == [entry.name]

@@ -13,12 +13,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from prune_env import Ledger, PruningTask
 from prune_env.agents.lanes import Help, at_the_end, lanes
+from prune_env.agents.payments import Measured, Practice, Practised
 from prune_env.mdp.env import PlanEnv, PlanningEnv, PruneEnv
 from prune_env.mdp.path import beside
 from prune_env.mdp.task import FEATURES, State
 from prune_env.mdp.transforms import absolute, group_relative
-from prune_env.search.account import Account, Measured, Practice, Practised, compression
-from prune_env.search.ledger import Exhausted
+from prune_env.search.acquisition import Acquisition, Choice
+from prune_env.search.seen import compression
 from prune_env.testing import toy_task
 
 TARGETS = [0.2, 0.5, 0.6, 0.3]
@@ -27,7 +28,7 @@ TARGETS = [0.2, 0.5, 0.6, 0.3]
 def task_and_ledger(limit: int = 200, budget: float = 0.6) -> tuple[PruningTask, Ledger]:
     task = toy_task(target=TARGETS, budget=budget)
     ledger = Ledger(task, limit)
-    ledger.measure(task.decode([0.0] * task.length))
+    ledger.measure([task.decode([0.0] * task.length)])
     return task, ledger
 
 
@@ -49,7 +50,7 @@ def played(envs: VecEnv, seed: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("kind", [PruneEnv, PlanEnv])
 def test_measured_lanes_charge_every_plan_and_pay_what_it_is_worth(kind: type[PlanningEnv]) -> None:
     task, ledger = task_and_ledger()
-    envs = lanes(task, Measured(Account(ledger)), 6, kind, Help(at_the_end, absolute))
+    envs = lanes(task, Measured(ledger), 6, kind, Help(at_the_end, absolute))
     assert isinstance(envs, VecEnv)
     total, done = played(envs, 0)
     assert done.all()
@@ -69,7 +70,7 @@ def test_credit_moves_pay_between_steps_but_not_the_order_of_plans(
     totals = []
     for help in (Help(standing=absolute), Help(at_the_end, absolute)):
         task, ledger = task_and_ledger()
-        payment = Practised(Account(ledger), Practice(measured=8, rehearsals=2), seed=0)
+        payment = Practised(ledger, Practice(measured=8, rehearsals=2), seed=0)
         envs = lanes(task, payment, 12, kind, help)
         for number in range(3):
             played(envs, number)
@@ -88,7 +89,7 @@ def test_a_group_is_ranked_among_itself() -> None:
 def test_practice_charges_only_what_it_measures() -> None:
     task, ledger = task_and_ledger()
     practice = Practice(measured=3, rehearsals=4)
-    envs = lanes(task, Practised(Account(ledger), practice, seed=0), 16, PlanEnv)
+    envs = lanes(task, Practised(ledger, practice, seed=0), 16, PlanEnv)
     charged = []
     for number in range(20):
         played(envs, number)
@@ -118,31 +119,21 @@ class Near:
 def test_neighbours_of_the_best_plan_join_where_groups_are_many(groups: int, joined: bool) -> None:
     task = toy_task(target=[0.5] * groups, budget=0.6)
     ledger = Ledger(task, 50)
-    best = ledger.measure(task.decode([0.0] * groups)).kept
-    payment: Any = Practised(Account(ledger), Practice(), 0)
-    payment.surrogate = Near(best)
+    best = ledger.measure([task.decode([0.0] * groups)])[0].kept
+    acquisition: Any = Acquisition(ledger, Choice(), 0)
+    acquisition.surrogate = Near(best)
     offsets = np.random.default_rng(0).uniform(-1.0, 1.0, (16, groups))  # all of them far away
     plans_NG = np.array([task.beside(row.tolist()) for row in offsets])
-    found = payment._promising(plans_NG, np.full(16, task.budget))
+    found = acquisition.promising(plans_NG, np.full(16, task.budget))
     brought = {tuple(row) for row in plans_NG.tolist()}
-    assert len(found) == Practice().measured
+    assert len(found) == Choice().measured
     assert joined is not any(kept in brought for kept in found)
     assert all(task.within_budget(kept) for kept in found)
 
 
-def test_the_reserve_is_not_spent() -> None:
-    _, ledger = task_and_ledger(limit=5)
-    account = Account(ledger, reserve=1.0)
-    for _ in range(3):
-        account.measure(ledger.history[0].kept)
-    with pytest.raises(Exhausted):
-        account.measure(ledger.history[0].kept)
-    assert ledger.left == 1
-
-
 def test_a_walk_in_lanes_is_a_walk_of_the_task() -> None:
     task, ledger = task_and_ledger()
-    envs = lanes(task, Measured(Account(ledger)), 5)
+    envs = lanes(task, Measured(ledger), 5)
     actions_GN = np.random.default_rng(0).uniform(-1, 1, (task.length, 5)).astype(np.float32)
     seen = envs.reset()
     assert seen.shape == (5, len(FEATURES))

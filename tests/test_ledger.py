@@ -25,7 +25,7 @@ def search(ledger: Ledger, seed: int) -> None:
     """Plans from an arithmetic sequence, forever."""
     for number in range(10_000):
         sparsity = ((seed + 1) * (number + 1) * 0.37) % 1.0
-        ledger.measure(ledger.task.decode([sparsity, 0.5, 0.2, sparsity]))
+        ledger.measure([ledger.task.decode([sparsity, 0.5, 0.2, sparsity])])
 
 
 def untimed(lines: list[str]) -> list[dict[str, Any]]:
@@ -52,10 +52,10 @@ def test_every_question_is_charged_and_every_plan_measured_once() -> None:
     plan = task.decode([0.0] * 4)
     for spent in range(3):
         assert (ledger.spent, ledger.exhausted) == (spent, False)
-        ledger.measure(plan)
+        ledger.measure([plan])
     assert ledger.exhausted
     with pytest.raises(Exhausted):
-        ledger.measure(plan)
+        ledger.measure([plan])
     assert (len(calls), ledger.spent) == (1, 3)
 
 
@@ -114,8 +114,18 @@ def test_a_search_ends_at_the_limit_with_the_earliest_best() -> None:
 def test_a_plan_over_budget_is_refused_and_not_charged() -> None:
     ledger = Ledger(toy_task(budget=0.6), 5)
     with pytest.raises(PlanError, match=r"the budget is 0\.600"):
-        ledger.measure((20, 20, 20, 20))
+        ledger.measure([(20, 20, 20, 20)])
     assert ledger.spent == 0
+
+
+def test_the_reserve_is_not_spent() -> None:
+    ledger = Ledger(toy_task(budget=0.6), 5)
+    with ledger.reserved(2):
+        search(ledger, seed=1)
+    assert (ledger.spent, ledger.left) == (3, 2.0)
+    with pytest.raises(Exhausted):
+        search(ledger, seed=2)
+    assert (ledger.spent, ledger.left) == (5, 0.0)
 
 
 def test_a_search_without_a_plan_is_an_error() -> None:
@@ -248,7 +258,7 @@ def test_a_good_searcher_passes() -> None:
 
 
 def forgetful(ledger: Ledger, seed: int) -> None:
-    ledger.measure(ledger.task.decode([next(FORGETFUL), 0.5, 0.5, 0.5]))
+    ledger.measure([ledger.task.decode([next(FORGETFUL), 0.5, 0.5, 0.5])])
 
 
 FORGETFUL = iter([number / 10 for number in range(10)])
@@ -259,7 +269,7 @@ def silent(ledger: Ledger, seed: int) -> None:
 
 
 def greedy(ledger: Ledger, seed: int) -> None:
-    ledger.measure((20,) * ledger.task.length)
+    ledger.measure([(20,) * ledger.task.length])
 
 
 @pytest.mark.parametrize(

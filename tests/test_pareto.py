@@ -24,8 +24,9 @@ from prune_env.experiments.sweeps.front import MANY, POLICY, SINGLE, ratios, ver
 from prune_env.experiments.sweeps.many import best_within, course_of, drawn, front_prior
 from prune_env.mdp.rules import SLACK
 from prune_env.mdp.task import PruningTask
-from prune_env.search.account import Account, Practice, Practised, Seen
+from prune_env.search.acquisition import Acquisition, Choice
 from prune_env.search.allocators import PATHS, plan_of
+from prune_env.search.seen import Seen
 from prune_env.storage import read_json
 from prune_env.testing import toy_task
 
@@ -233,29 +234,29 @@ class Known:
         return np.full(len(kept_NG), 0.1)
 
 
-def practised(budgets: tuple[float, ...]) -> tuple[PruningTask, Any]:
-    """A payment that has seen one plan of each budget."""
+def acquired(budgets: tuple[float, ...]) -> tuple[PruningTask, Any]:
+    """One that has seen a plan of each budget."""
     task = uneven(budget=budgets[-1], width=40)
     ledger = Ledger(task, 50)
     for budget in budgets:
-        ledger.measure(task.at(budget).decode([0.0] * task.length))
-    payment: Any = Practised(Account(ledger), Practice(measured=1), 0)
-    payment.surrogate = Known()
-    return task, payment
+        ledger.measure([task.at(budget).decode([0.0] * task.length)])
+    acquisition: Any = Acquisition(ledger, Choice(measured=1), 0)
+    acquisition.surrogate = Known()
+    return task, acquisition
 
 
 @pytest.mark.parametrize("measured", [1, 3, 4, 8])
 def test_budgets_take_turns(measured: int) -> None:
     """Small budgets gain more, but what is measured is shared out as the episodes are."""
-    task, payment = practised((0.3, 0.8))
-    payment._practice = Practice(measured=measured)
+    task, acquisition = acquired((0.3, 0.8))
+    acquisition.choice = Choice(measured=measured)
     budgets, counts = (0.3, 0.5, 0.8), np.zeros(3, int)
     budget_N = np.repeat(budgets, (4, 8, 4))
     generator = np.random.default_rng(0)
     for _ in range(6):
         offset_NG = generator.uniform(-0.3, 0.3, (16, task.length))
         plans = [task.at(b).beside(o.tolist()) for b, o in zip(budget_N, offset_NG, strict=True)]
-        found = payment._promising(np.array(plans), budget_N)
+        found = acquisition.promising(np.array(plans), budget_N)
         assert len(set(found)) == len(found) == measured
         for kept in found:
             counts[np.searchsorted(budgets, task.rules.ratio(np.array(kept)) - SLACK)] += 1
@@ -264,13 +265,13 @@ def test_budgets_take_turns(measured: int) -> None:
 
 
 def test_one_of_the_plans_measured_together_is_chosen_without_optimism() -> None:
-    task, payment = practised((0.3, 0.8))
-    payment._practice = Practice(measured=2, neighbours=0)
+    task, acquisition = acquired((0.3, 0.8))
+    acquisition.choice = Choice(measured=2, neighbours=0)
     plans = [task.at(b).beside([o, 0.0, 0.0, 0.0]) for b in (0.3, 0.8) for o in (-0.4, 0.4)]
-    payment.surrogate = Doubtful({kept: float(n % 2 == 0) for n, kept in enumerate(plans)})
+    acquisition.surrogate = Doubtful({kept: float(n % 2 == 0) for n, kept in enumerate(plans)})
     likely, seen = set(plans[::2]), set()
     for _ in range(8):
-        found = payment._promising(np.array(plans), np.repeat([0.3, 0.8], 2))
+        found = acquisition.promising(np.array(plans), np.repeat([0.3, 0.8], 2))
         assert len(likely.intersection(found)) == 1
         seen.update(found)
     assert seen == set(plans), "no budget goes without the one or the other"
@@ -290,15 +291,15 @@ class Doubtful:
 
 
 def test_one_budget_of_several_is_judged_by_the_plans_nearest_in_cost(monkeypatch: Any) -> None:
-    monkeypatch.setattr("prune_env.search.account.NEAREST", 3)
+    monkeypatch.setattr("prune_env.search.seen.NEAREST", 3)
     task = uneven(budget=0.8, width=40)
     ledger = Ledger(task, 50)
     for budget in np.linspace(0.2, 0.8, 20):
-        ledger.measure(task.at(float(budget)).decode([0.0] * task.length))
-    payment: Any = Practised(Account(ledger), Practice(), 0)
+        ledger.measure([task.at(float(budget)).decode([0.0] * task.length)])
+    acquisition: Any = Acquisition(ledger, Choice(), 0)
     cost = task.rules.ratio(np.array([outcome.kept for outcome in ledger.history]))
     for budget in (0.2, 0.5, 0.8):
-        judge = payment._judge(Seen.of(payment._account), budget)
+        judge = acquisition.judge(Seen.of(ledger), budget)
         assert len(judge.place_MG) == 8
         away = np.abs(np.log(cost / budget))
         asked = judge._place(np.array([o.kept for o in ledger.history]))
@@ -307,14 +308,14 @@ def test_one_budget_of_several_is_judged_by_the_plans_nearest_in_cost(monkeypatc
 
 
 def test_neighbours_stand_in_at_any_budget() -> None:
-    task, payment = practised((0.3, 0.5, 0.8))
-    seen = Seen.of(payment._account)
+    task, acquisition = acquired((0.3, 0.5, 0.8))
+    seen = Seen.of(acquisition.ledger)
     for budget in (0.3, 0.45, 0.8):
-        found = payment._neighbours(seen, budget)
-        assert len(found) == Practice().neighbours
+        found = acquisition.neighbours(seen, budget)
+        assert len(found) == Choice().neighbours
         assert len(set(found)) > 1
         assert all(task.at(budget).within_budget(kept) for kept in found)
-    assert payment._neighbours(seen, 0.1) == [], "no plan is known there"
+    assert acquisition.neighbours(seen, 0.1) == [], "no plan is known there"
 
 
 # --- what the page says --------------------------------------------------------------------------

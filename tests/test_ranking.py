@@ -75,7 +75,7 @@ def priced(reward: str = "divergence", quality: Sequence[float] = (0.105, 0.1)) 
 def test_a_cheaper_network_is_not_preferred_to_a_better_one(reward: str) -> None:
     """0.005 nats, or half a point, were worth less than a twentieth of the MACs once."""
     ledger = Ledger(priced(reward), 2)
-    worse, better = (ledger.measure((first, 1)) for first in (1, 2))
+    worse, better = ledger.measure([(1, 1), (2, 1)])
     assert worse.flops_ratio < better.flops_ratio - 0.05
     assert ledger.best is better
 
@@ -83,8 +83,8 @@ def test_a_cheaper_network_is_not_preferred_to_a_better_one(reward: str) -> None
 @pytest.mark.parametrize("reward", QUALITY)
 def test_of_two_equally_good_ones_the_cheaper_is_the_result(reward: str) -> None:
     ledger = Ledger(priced(reward, (0.1, 0.1)), 2)
-    ledger.measure((2, 1))
-    assert ledger.measure((1, 1)) is ledger.best
+    ledger.measure([(2, 1)])
+    assert ledger.measure([(1, 1)])[0] is ledger.best
 
 
 def test_an_episode_is_paid_what_it_is_ranked_by() -> None:

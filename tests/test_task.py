@@ -359,7 +359,7 @@ def test_stages_give_up_what_cannot_win() -> None:
     full = {kept: task.outcome(kept) for kept in plans}
     best = max(full.values(), key=lambda outcome: outcome.reward)
     task = PruningTask.from_model(model, data, budget=0.6, stages=(8, 40), **options)
-    raced = {kept: task.outcome(kept, best) for kept in plans}
+    raced = {kept: task.outcome(kept, best.reward) for kept in plans}
     samples = {kept: outcome.metrics.samples for kept, outcome in raced.items()}
     assert set(samples.values()) <= {8, 40, 100}
     assert min(samples.values()) < 100
@@ -369,7 +369,7 @@ def test_stages_give_up_what_cannot_win() -> None:
             assert outcome.metrics.share == outcome.metrics.samples / 100
         else:
             assert outcome == full[kept]
-        assert task.outcome(kept, best) == outcome
+        assert task.outcome(kept, best.reward) == outcome
         assert task.outcome(kept) == full[kept]
 
 

@@ -172,10 +172,10 @@ def probing(ledger: Ledger, seed: int) -> None:
     """Everything kept, beyond the budget; a candidate; a glimpse at it; more of both."""
     task = ledger.task
     plans = [task.decode(asked) for asked in ([0.0] * 4, [0.9, 0.1, 0.5, 0.5], [0.4] * 4)]
-    ledger.probe([20] * 4)
+    ledger.probe([[20] * 4])
     for kept in plans:
-        ledger.measure(kept)
-        ledger.glimpse(kept, 0.5)
+        ledger.measure([kept])
+        ledger.glimpse([kept], 0.5)
 
 
 def halved(task: PruningTask) -> PruningTask:

@@ -65,7 +65,14 @@ class RunConfig(TaskFlags):
         Path("runs"), "folder that holds the run directories", identity=False
     )
     name: str = option("", "name of the run directory; empty: made from the config", identity=False)
-    threads: int = option(0, "CPU threads of torch; 0: its own choice", identity=False)
+    workers: int = option(
+        1, "processes that measure plans side by side; what is found is the same", identity=False
+    )
+    threads: int = option(
+        0,
+        "CPU threads of torch; 0: its own choice, or the cores shared out to the workers",
+        identity=False,
+    )
     tensorboard: bool = option(True, "write TensorBoard files", identity=False)
     progress: bool = option(True, "show progress", identity=False)
 
@@ -104,5 +111,6 @@ _RULES: dict[str, Rule] = {
     "weight_decay": AT_LEAST_0,
     "distill_weight": (lambda value: 0 <= value <= 1, "between 0 and 1"),
     "batch_size": AT_LEAST_1,
+    "workers": AT_LEAST_1,
     "threads": AT_LEAST_0,
 }

@@ -118,7 +118,7 @@ def front_prior(asked: Sequence[float], ledger: Ledger) -> PlanPath:
         path = make(task)
         plans = tuple(plan_of(task.at(budget), path) for budget in budgets)
         if plans not in found:
-            paid = [ledger.measure(plan).reward for plan in plans]
+            paid = [outcome.reward for outcome in ledger.measure(plans)]
             lost = [max(task.dense_reward - reward, 1e-9) for reward in paid]
             found[plans] = (math.fsum(map(math.log, lost)), path)
     return min(found.values(), key=lambda entry: entry[0])[1]

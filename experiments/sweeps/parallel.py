@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.connection import wait
 from typing import TypeVar
 
 import torch
+
+from prune_env.search.workers import pool_of
 
 One = TypeVar("One")
 Made = TypeVar("Made")
@@ -27,17 +25,4 @@ def mapped(work: Callable[[One], Made], things: Sequence[One], processes: int) -
 
 def workers(processes: int) -> ProcessPoolExecutor:
     """Processes of one thread each that end when this one does, however that is."""
-    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start)
-
-
-def _start() -> None:
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Wait for the parent to be gone; the kernel says so, also when it was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
+    return pool_of(processes, threads=1)

@@ -12,8 +12,10 @@ import numpy as np
 
 from prune_env import Ledger, PruningTask
 from prune_env.agents.lanes import lanes
+from prune_env.agents.payments import Measured
 from prune_env.agents.policy import POLICY
 from prune_env.agents.sb3 import AGENTS, load_policy, plan_by, private_randomness
+from prune_env.agents.settings import LANES
 from prune_env.experiments.config.compare import CompareConfig
 from prune_env.experiments.config.run import digest_of
 from prune_env.experiments.sweeps.compare_job import Job, run_job
@@ -29,7 +31,6 @@ from prune_env.mdp.path import REACH
 from prune_env.mdp.path import Path as PlanPath
 from prune_env.mdp.rewards import Outcome
 from prune_env.pipeline.once import once
-from prune_env.search.account import LANES, Account, Measured
 from prune_env.search.allocators import PATHS, best_prior, chosen_prior, plan_of
 from prune_env.search.searchers import JOURNAL
 
@@ -100,10 +101,10 @@ def _figures(transfer: Transfer) -> dict[str, Any]:
     if origin is not None:
         name, theirs = prior_of(origin)
         path, needed = PATHS[name](task), 1
-    moved = ledger.measure(transferred(task.around(path), ledger, transfer))
+    (moved,) = ledger.measure([transferred(task.around(path), ledger, transfer)])
     rows["policy"] = _row(config, moved, needed)
     if origin is not None and transfer.same_network:
-        plan = ledger.measure(plan_moved(task, origin, theirs))
+        (plan,) = ledger.measure([plan_moved(task, origin, theirs)])
         rows["plan"] = _row(config, plan, 1)
     return {"budget": transfer.budget, "rows": rows}
 
@@ -126,7 +127,7 @@ def transferred(task: PruningTask, ledger: Ledger, transfer: Transfer) -> Kept:
     """
     name = transfer.agent
     kind = AGENTS[name].env
-    env = lanes(task, Measured(Account(ledger)), LANES, kind)
+    env = lanes(task, Measured(ledger), LANES, kind)
     with private_randomness():
         policy = load_policy(name, transfer.policy, env)
         return plan_by(policy, task, kind, transfer.budget)

@@ -37,10 +37,10 @@ class Variant:
 def variants() -> dict[str, Variant]:
     """What can be removed from an agent. Add a part here."""
     from prune_env.agents.lanes import HELP, at_the_end
+    from prune_env.agents.payments import PRACTICE
     from prune_env.mdp.leftover import leave
     from prune_env.mdp.rewards import figure
     from prune_env.mdp.transforms import absolute
-    from prune_env.search.account import PRACTICE
 
     unpaid, worth = replace(HELP, credit=at_the_end), replace(HELP, standing=absolute)
     return {
@@ -82,7 +82,7 @@ def uniform_prior(ledger: Any) -> Any:
     from prune_env.search.allocators import PATHS, plan_of
 
     path = PATHS["uniform"](ledger.task)
-    ledger.measure(plan_of(ledger.task, path))
+    ledger.measure([plan_of(ledger.task, path)])
     return path
 
 

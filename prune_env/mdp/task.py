@@ -361,13 +361,13 @@ class PruningTask:
         kept = np.array(self.decode([0.0] * self.length))
         return float(1.0 - (kept / self.costs.units).mean())
 
-    def outcome(self, kept: Sequence[int], rival: Outcome | None = None) -> Outcome:
+    def outcome(self, kept: Sequence[int], rival: float | None = None) -> Outcome:
         """Measure a finished plan: one charged evaluation.
 
         Args:
             kept: kept units per group.
-            rival: the best so far; a plan that falls behind it by more than chance explains may be
-                given up before all samples are measured (if the task has stages).
+            rival: the best reward so far; a plan that falls behind it by more than chance explains
+                may be given up before all samples are measured (if the task has stages).
 
         Raises:
             PlanError: `kept` is not a level of every group, or exceeds the budget.
@@ -375,7 +375,7 @@ class PruningTask:
         kept = self._checked(kept)
         if rival is None or not self.races:
             return self._rewarded(kept, self.evaluator.measure(kept))
-        best, figure = rival.reward, self.objective.figure
+        best, figure = rival, self.objective.figure
 
         def hopeless(metrics: Metrics) -> bool:
             return self._rewarded(kept, metrics.at_best(DOUBT, figure)).reward < best

@@ -28,6 +28,7 @@ from prune_env.quality.batches import loader_of, take_batches
 from prune_env.recovery.epoch import OwnLoss
 from prune_env.recovery.schedule import FinetuneSettings
 from prune_env.search.searchers import Searcher, searcher_named
+from prune_env.search.workers import Workers
 from prune_env.structure.entry import copy_of
 from prune_env.structure.inputs import device_of
 
@@ -52,6 +53,7 @@ def compress(
     loss: OwnLoss | None = None,
     optimizer: Callable[[nn.Module], Optimizer] | None = None,
     scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
+    workers: int | Workers = 1,
     name: str = "",
     folder: str | Path | None = None,
     progress: bool = True,
@@ -72,6 +74,7 @@ def compress(
         epochs: of tuning; 0: none.
         settings: of tuning, in place of `epochs` and the defaults.
         loss, optimizer, scheduler: of tuning, see `finetune`.
+        workers: processes that measure plans side by side; the plans found are the same.
         name: for titles; the class of the network if not said.
         folder: keeps every stage, so that the same call goes on where it was killed; None keeps
             nothing.
@@ -93,7 +96,7 @@ def compress(
                 model, train, name=name or type(model).__name__, **options
             )
         project = _project(model, task, (train, val, test), chosen.batch)
-        found = searched(task, hunts, place)
+        found = searched(task, hunts, place, workers=workers)
         best = best_on_val(project, found, place)
         whole_path = finished(project, hunts, found, [best], tuning, place)
     results = {

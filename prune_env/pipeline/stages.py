@@ -34,6 +34,7 @@ from prune_env.recovery.finetune import FinetuneSettings, finetune
 from prune_env.recovery.masks import KeepMasks
 from prune_env.search.ledger import Ledger
 from prune_env.search.searchers import Listener, Searcher, SearchResult, run_search
+from prune_env.search.workers import Workers
 from prune_env.storage import save_tensors
 from prune_env.structure.inputs import device_of
 
@@ -76,7 +77,11 @@ class Tuned:
 
 
 def search(
-    task: PruningTask, hunt: Hunt, folder: Path | None, listener: Listener | None = None
+    task: PruningTask,
+    hunt: Hunt,
+    folder: Path | None,
+    listener: Listener | None = None,
+    workers: int | Workers = 1,
 ) -> SearchResult:
     """Let one searcher spend its evaluations; one-shot allocators spend one."""
     with progress(f"search {hunt.name}", hunt.evaluations, "episodes") as bar:
@@ -87,8 +92,9 @@ def search(
                 listener(ledger, outcome)
 
         return run_search(
-            task, hunt.name, hunt.evaluations, hunt.seed, folder, tell, searcher=hunt.searcher
-        )
+            task, hunt.name, hunt.evaluations, hunt.seed, folder, tell, searcher=hunt.searcher,
+            workers=workers,
+        )  # fmt: skip
 
 
 def tune(project: Project, result: SearchResult, tuning: Tuning, folder: Path | None) -> Tuned:

@@ -32,6 +32,7 @@ from prune_env.pipeline.stages import (
 )
 from prune_env.pipeline.yardstick import Yardstick
 from prune_env.search.searchers import Listener, SearchResult
+from prune_env.search.workers import Workers, opened
 from prune_env.storage import write_text
 
 DENSE, RESULTS = "dense", "results.json"
@@ -59,13 +60,15 @@ def searched(
     hunts: Sequence[Hunt],
     folder: Path | None = None,
     listening: Listening = _nobody,
+    workers: int | Workers = 1,
 ) -> Found:
-    """What every searcher finds."""
+    """What every searcher finds; one after the other, with workers that stay for all of them."""
     found: dict[str, SearchResult] = {}
-    for hunt in hunts:
-        with listening(hunt.name, dict(found)) as listener:
-            place = folder and folder / "search" / hunt.name
-            found[hunt.name] = search(task, hunt, place, listener)
+    with opened(workers) as measuring:
+        for hunt in hunts:
+            with listening(hunt.name, dict(found)) as listener:
+                place = folder and folder / "search" / hunt.name
+                found[hunt.name] = search(task, hunt, place, listener, measuring)
     return found
 
 

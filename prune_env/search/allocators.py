@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from prune_env.mdp.evaluator import Kept
 from prune_env.mdp.losses import expected_loss, expected_losses
 from prune_env.mdp.path import Path, greedy_path, path_of, uniform_path
-from prune_env.mdp.rewards import Outcome, Rank
+from prune_env.mdp.rewards import Outcome, best_of
+from prune_env.mdp.rules import as_kept
 from prune_env.mdp.task import PruningTask
 from prune_env.search.ledger import Ledger
 
@@ -93,17 +94,17 @@ PATHS: dict[str, Callable[[PruningTask], Path]] = {
 
 def sensitivity(ledger: Ledger, seed: int) -> None:
     """Allocate by predicted loss; one evaluation."""
-    ledger.measure(plan_of(ledger.task, predicted_path(ledger.task)))
+    ledger.measure([plan_of(ledger.task, predicted_path(ledger.task))])
 
 
 def global_threshold(ledger: Ledger, seed: int) -> None:
     """One threshold over the units of all groups; one evaluation."""
-    ledger.measure(plan_of(ledger.task, global_path(ledger.task)))
+    ledger.measure([plan_of(ledger.task, global_path(ledger.task))])
 
 
 def owl(ledger: Ledger, seed: int) -> None:
     """Allocate by the share of outlying scores; one evaluation."""
-    ledger.measure(plan_of(ledger.task, owl_path(ledger.task)))
+    ledger.measure([plan_of(ledger.task, owl_path(ledger.task))])
 
 
 def sensitivity_measured(ledger: Ledger, seed: int) -> None:
@@ -112,9 +113,9 @@ def sensitivity_measured(ledger: Ledger, seed: int) -> None:
     With fewer evaluations than groups the rest is taken from predicted losses.
     """
     task = ledger.task
-    ledger.measure(plan_of(task, predicted_path(task)))  # something to show, whatever happens
+    ledger.measure([plan_of(task, predicted_path(task))])  # something to show, whatever happens
     if ledger.left >= 2:
-        ledger.measure(plan_of(task, measured_path(ledger, ledger.left - 1)))
+        ledger.measure([plan_of(task, measured_path(ledger, ledger.left - 1))])
 
 
 def measured_path(ledger: Ledger, evaluations: float) -> Path:
@@ -123,17 +124,26 @@ def measured_path(ledger: Ledger, evaluations: float) -> Path:
     per_group = int(min(len(ALONE), (evaluations - 1) // task.length))
     if per_group < 1:
         return predicted_path(task)
-    nothing = ledger.probe(whole.tolist()).reward  # a repair on few samples costs something
-    losses = []
-    for number, group in enumerate(task.groups):
-        known = {group.levels[-1]: 0.0}
-        for sparsity in ALONE[:per_group]:
-            level = group.nearest_level((1.0 - sparsity) * group.units)
-            if level not in known:
-                kept = whole.tolist()
-                kept[number] = level
-                known[level] = max(0.0, nothing - ledger.probe(kept).reward)
-        losses.append(_between(group.levels, known, expected_loss(task, number)))
+    alone = [
+        (number, level)
+        for number, group in enumerate(task.groups)
+        for level in dict.fromkeys(
+            group.nearest_level((1.0 - sparsity) * group.units) for sparsity in ALONE[:per_group]
+        )
+        if level != group.levels[-1]
+    ]
+    plans_NG = np.tile(whole, (1 + len(alone), 1))
+    for row, (number, level) in enumerate(alone, 1):
+        plans_NG[row, number] = level
+    # A repair on few samples costs something: it is measured too, on the whole network.
+    nothing, *measured = (outcome.reward for outcome in ledger.probe(map(as_kept, plans_NG)))
+    known = [{group.levels[-1]: 0.0} for group in task.groups]
+    for (number, level), reward in zip(alone, measured, strict=True):
+        known[number][level] = max(0.0, nothing - reward)
+    losses = [
+        _between(group.levels, known[number], expected_loss(task, number))
+        for number, group in enumerate(task.groups)
+    ]
     return greedy_path(task.rules, losses)
 
 
@@ -158,21 +168,19 @@ def probe(ledger: Ledger, seed: int) -> None:
     few for all groups, those with the largest share of the cost are probed.
     """
     task = ledger.task
-    middle = ledger.measure(task.beside([0.0] * task.length))
+    (middle,) = ledger.measure([task.beside([0.0] * task.length)])
     shares = [task.costs.share(number, task.on) for number in range(task.length)]
     count = int(min(task.length, (ledger.left - 1) // 2))
     offset_G = np.zeros(task.length)
-    for number in np.argsort(shares)[::-1][:count]:
-        more, less = (_moved(ledger, int(number), sign) for sign in (STEP, -STEP))
+    probed = np.argsort(shares)[::-1][:count]
+    moved_NG = np.repeat(np.eye(task.length)[probed], 2, axis=0)
+    moved_NG[0::2] *= STEP
+    moved_NG[1::2] *= -STEP
+    outcomes = ledger.measure(task.beside(offset.tolist()) for offset in moved_NG)
+    for number, more, less in zip(probed, outcomes[0::2], outcomes[1::2], strict=True):
         offset_G[number] = _vertex(middle, more, less)
-    for scale in (1.0, 0.5, 1.5):
-        ledger.measure(task.beside(np.clip(scale * offset_G, -1, 1).tolist()))
-
-
-def _moved(ledger: Ledger, number: int, offset: float) -> Outcome:
-    offset_G = np.zeros(ledger.task.length)
-    offset_G[number] = offset
-    return ledger.measure(ledger.task.beside(offset_G.tolist()))
+    scaled = (np.clip(scale * offset_G, -1, 1).tolist() for scale in (1.0, 0.5, 1.5))
+    ledger.measure(map(task.beside, scaled))
 
 
 def _vertex(middle: Outcome, more: Outcome, less: Outcome) -> float:
@@ -197,11 +205,8 @@ def chosen_prior(ledger: Ledger) -> tuple[str, Path]:
     """The same with its name in `PATHS`."""
     task = ledger.task
     names = list(PATHS) if ledger.left >= 12 else list(PATHS)[:2]
-    found: dict[Kept, tuple[Rank, str, Path]] = {}
+    found: dict[Kept, tuple[str, Path]] = {}
     for name in names[: max(1, int(ledger.left))]:
         path = PATHS[name](task)
-        plan = plan_of(task, path)
-        if plan not in found:
-            found[plan] = (ledger.measure(plan).rank, name, path)
-    _, name, path = max(found.values(), key=lambda entry: entry[0])
-    return name, path
+        found.setdefault(plan_of(task, path), (name, path))
+    return found[best_of(ledger.measure(found)).kept]

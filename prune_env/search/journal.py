@@ -17,6 +17,7 @@ from prune_env.errors import RunError
 from prune_env.fingerprint import Identity, differences, joined_identity
 from prune_env.mdp.rewards import Outcome
 from prune_env.records import read_record
+from prune_env.search.questions import Question
 from prune_env.storage import Unreadable, seal, unseal, write_text
 
 FORMAT = 2
@@ -28,8 +29,7 @@ class Row:
 
     Attributes:
         task: which it is of, see `joined_identity`.
-        asked: how the plan was to be measured: "plan" in full, "probe" beyond the budget too,
-            "race 0.5" against a reward, "share 0.1" on a part of the samples.
+        asked: how the plan was to be measured, see `Question`.
         outcome: what was measured.
         seconds: that it took, searching included.
     """
@@ -40,9 +40,9 @@ class Row:
     seconds: float
 
     @property
-    def key(self) -> tuple[tuple[int, ...], str]:
-        """What the row answers: the plan, and how it was to be measured."""
-        return self.outcome.kept, self.asked
+    def key(self) -> Question:
+        """What the row answers."""
+        return Question(self.outcome.kept, self.asked)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from prune_env.mdp.task import PruningTask
 from prune_env.plan.plan import PruningPlan
 from prune_env.records import read_record
 from prune_env.search.ledger import Ledger
+from prune_env.search.workers import Workers, opened
 from prune_env.storage import Unreadable, read_json, write_json
 
 _log = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ def run_search(
     on_outcome: Listener | None = None,
     clock: Callable[[], float] = time.monotonic,
     searcher: Searcher | None = None,
+    workers: int | Workers = 1,
 ) -> SearchResult:
     """Let a searcher spend its evaluations; the same call again resumes or returns the result.
 
@@ -124,9 +126,11 @@ def run_search(
             search was finished already.
         clock: times the outcomes; `time.process_time` leaves out what else the machine does.
         searcher: what searches, where the name does not say it; None: see `searcher_named`.
+        workers: processes that measure plans side by side, where the searcher asks for several at
+            once; or a `Processes` that is to last longer. The plans found are the same.
 
     Raises:
-        ConfigError: no such searcher, or nothing to spend.
+        ConfigError: no such searcher, nothing to spend, or a task that cannot be sent to workers.
         RunError: the folder holds another search or one of another task (says what differs), is
             damaged, or cannot be written.
     """
@@ -137,23 +141,25 @@ def run_search(
         "searcher": name, "seed": seed, "evaluations": evaluations, "task": task.name,
         "budget": task.budget, "on": task.on,
     }  # fmt: skip
-    if folder is None:
-        return _searched(Ledger(task, evaluations, None, on_outcome, clock), searcher, settings)
-    identity = {**task.fingerprint, **identity_of(**settings, algorithm=searcher)}
-    with locked(folder):
-        done = _finished(folder, identity)
-        if done is not None:
-            ledger = Ledger(task, evaluations, folder / JOURNAL)
-            ledger.replay()
-            if ledger.digest == done.journal:
-                return _result(ledger, settings, done.seconds)
-            _log.warning("the journal of '%s' lacks rows; they are measured again.", folder)
-        ledger = Ledger(task, evaluations, folder / JOURNAL, on_outcome, clock)
-        result = _searched(ledger, searcher, settings)
-        ledger.settle()
-        result.plan.save(folder / PLAN)
-        _write(folder, identity, _Done(result.seconds, ledger.digest))
-    return result
+    with opened(workers) as measuring:
+        if folder is None:
+            ledger = Ledger(task, evaluations, None, on_outcome, clock, measuring)
+            return _searched(ledger, searcher, settings)
+        identity = {**task.fingerprint, **identity_of(**settings, algorithm=searcher)}
+        with locked(folder):
+            done = _finished(folder, identity)
+            if done is not None:
+                ledger = Ledger(task, evaluations, folder / JOURNAL)
+                ledger.replay()
+                if ledger.digest == done.journal:
+                    return _result(ledger, settings, done.seconds)
+                _log.warning("the journal of '%s' lacks rows; they are measured again.", folder)
+            ledger = Ledger(task, evaluations, folder / JOURNAL, on_outcome, clock, measuring)
+            result = _searched(ledger, searcher, settings)
+            ledger.settle()
+            result.plan.save(folder / PLAN)
+            _write(folder, identity, _Done(result.seconds, ledger.digest))
+        return result
 
 
 def _searched(ledger: Ledger, searcher: Searcher, settings: dict[str, object]) -> SearchResult:

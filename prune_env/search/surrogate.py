@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from prune_env.mdp.rules import Rules, Units
 
@@ -70,7 +68,7 @@ class Surrogate:
         mean_G, scale: of the coordinates.
         place_MG: coordinates of the measured plans.
         center, unit: of the worths fitted.
-        factor_MM: lower Cholesky factor of their covariance.
+        whitening_MM: inverse of the lower Cholesky factor of their covariance.
         weight_M: what each of them contributes.
     """
 
@@ -81,7 +79,7 @@ class Surrogate:
     place_MG: Floats
     center: float
     unit: float
-    factor_MM: Tensor
+    whitening_MM: Floats
     weight_M: Floats
 
     @staticmethod
@@ -109,8 +107,8 @@ class Surrogate:
             (*_solved(choice, place_MG, target_M), choice)
             for choice in ([strengths] if strengths else CHOICES)
         ]
-        _, factor_MM, weight_M, chosen = max(found, key=lambda entry: entry[0])
-        return Surrogate(rules, chosen, mean_G, scale, place_MG, center, unit, factor_MM, weight_M)
+        _, white_MM, weight_M, chosen = max(found, key=lambda entry: entry[0])
+        return Surrogate(rules, chosen, mean_G, scale, place_MG, center, unit, white_MM, weight_M)
 
     def __call__(self, kept_NG: Units) -> Floats:
         """Expected worth of plans, (N,)."""
@@ -119,10 +117,9 @@ class Surrogate:
     def spread(self, kept_NG: Units) -> Floats:
         """Standard deviation of the worth of plans, (N,)."""
         part, place_NG = self.strengths, self._place(kept_NG)
-        covariance_MN = torch.from_numpy(self._covariance(kept_NG).T.copy())
-        known = torch.linalg.solve_triangular(self.factor_MM, covariance_MN, upper=False).numpy()
+        known_MN = self.whitening_MM @ self._covariance(kept_NG).T
         own_N = 1.0 + part.alone + part.joint + part.linear * (place_NG**2).mean(1)
-        return self.unit * np.sqrt(np.maximum(own_N - (known**2).sum(0), 1e-9))
+        return self.unit * np.sqrt(np.maximum(own_N - (known_MN**2).sum(0), 1e-9))
 
     @cached_property
     def effect_GL(self) -> Floats:
@@ -164,14 +161,14 @@ def _thinned(kept_MG: Units, worth_M: Floats) -> tuple[Units, Floats]:
 
 def _solved(
     strengths: Strengths, place_MG: Floats, target_M: Floats
-) -> tuple[float, Tensor, Floats]:
-    """Log marginal likelihood, Cholesky factor and weights."""
+) -> tuple[float, Floats, Floats]:
+    """Log marginal likelihood, inverse of the Cholesky factor, and weights."""
     covariance = _covariance(strengths, place_MG, place_MG)
     covariance += strengths.noise * np.eye(len(target_M))
-    factor = torch.linalg.cholesky(torch.from_numpy(covariance))
-    weight_M = torch.cholesky_solve(torch.from_numpy(target_M)[:, None], factor)[:, 0].numpy()
-    fit = -0.5 * float(target_M @ weight_M) - float(factor.diagonal().log().sum())
-    return fit, factor, weight_M
+    white_MM: Floats = np.linalg.inv(np.linalg.cholesky(covariance))
+    weight_M: Floats = white_MM.T @ (white_MM @ target_M)
+    fit = -0.5 * float(target_M @ weight_M) + float(np.log(white_MM.diagonal()).sum())
+    return fit, white_MM, weight_M
 
 
 def _covariance(part: Strengths, left_NG: Floats, right_MG: Floats) -> Floats:

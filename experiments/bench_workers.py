@@ -1,0 +1,122 @@
+"""What worker processes are worth: the same search in one process and in several, in turns.
+
+    python -m experiments.bench_workers --task resnet20_cifar10 --out experiments/results/workers_resnet20
+
+Every search starts from nothing: its workers, and what they import, are part of its time. One
+thread per process, except in the last row, where one process has as many threads as there are
+workers.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from prune_env.experiments.config.cli import invoked
+from prune_env.experiments.config.options import AT_LEAST_1, require
+from prune_env.experiments.config.run import main_guard, option, parse
+from prune_env.experiments.report.publishing import (
+    command_of,
+    markdown,
+    note,
+    publish,
+    settings_of,
+)
+
+
+@dataclass(frozen=True)
+class WorkersConfig:
+    """A search, and how many measure for it."""
+
+    task: str = option("digits", "task by name, or package.module:make_task")
+    budget: float = option(0.5, "fraction of the dense MACs that may remain")
+    reward_samples: int = option(1000, "training samples each plan is measured on")
+    searchers: tuple[str, ...] = option(("random", "ppo"), "searchers, comma separated")
+    evaluations: int = option(60, "of every search")
+    workers: int = option(2, "processes")
+    rounds: int = option(3, "seeds; every search runs once in each")
+    out: str = option(
+        "", "path without suffix of the .md and .json to write; empty: print only", identity=False
+    )
+
+    def __post_init__(self) -> None:
+        names = ("reward_samples", "evaluations", "workers", "rounds")
+        require(self, dict.fromkeys(names, AT_LEAST_1))
+
+
+@main_guard
+def main(argv: Sequence[str]) -> int:
+    """Print the table and, last, the JSON line."""
+    config = parse(WorkersConfig, argv, prog=invoked("bench_workers"), description=__doc__ or "")
+    figures = {**measure(config), "settings": settings_of(config)}
+    publish(config.out, command_of("bench_workers", argv), page(figures), figures)
+    return 0
+
+
+def measure(config: WorkersConfig) -> dict[str, Any]:
+    """Seconds of every search, and whether they found the same."""
+    from prune_env.search.workers import cores
+
+    ways = {"1 process": (1, 1), f"{config.workers} processes": (config.workers, 1)}
+    ways[f"1 process, {config.workers} threads"] = (1, config.workers)
+    seconds: dict[str, dict[str, list[float]]] = {
+        name: {way: [] for way in ways} for name in config.searchers
+    }
+    same = True
+    for seed in range(config.rounds):
+        for name, row in seconds.items():
+            plans = {}
+            for way, (workers, threads) in ways.items():
+                taken, plans[way] = _searched(config, name, seed, workers, threads)
+                row[way].append(taken)
+                note(f"round {seed + 1} of {config.rounds}, {name}, {way}: {taken:.1f} s")
+            alone, beside, _ = plans.values()
+            same = same and alone == beside
+    rows = [
+        {"searcher": name, "way": way, "seconds": median(taken), "each": taken,
+         "ratio": median(t / one for t, one in zip(taken, row["1 process"], strict=True))}
+        for name, row in seconds.items() for way, taken in row.items()
+    ]  # fmt: skip
+    return {"task": config.task, "cores": cores(), "same_plans": same, "rows": rows}
+
+
+def _searched(
+    config: WorkersConfig, name: str, seed: int, workers: int, threads: int
+) -> tuple[float, list[Any]]:
+    """Seconds of a search of a task that has measured nothing yet, and its outcomes."""
+    import torch
+
+    from prune_env import PruningTask
+    from prune_env.experiments.networks.presets import open_named
+    from prune_env.search.searchers import run_search
+
+    torch.set_num_threads(threads)
+    opened = open_named(config.task, budget=config.budget, reward_samples=config.reward_samples)
+    task = opened if isinstance(opened, PruningTask) else opened.task
+    start = time.perf_counter()
+    history = run_search(task, name, config.evaluations, seed, workers=workers).history
+    return time.perf_counter() - start, [(o.kept, o.reward) for o in history]
+
+
+def page(figures: Mapping[str, Any]) -> str:
+    """The table in Markdown."""
+    settings = figures["settings"]
+    lines = [
+        [row["searcher"], row["way"], f"{row['seconds']:.1f}", f"{row['ratio']:.2f}"]
+        for row in figures["rows"]
+    ]
+    same = "the same plans" if figures["same_plans"] else "OTHER plans"
+    return (
+        f"# Workers, {figures['task']}, {settings['evaluations']} evaluations\n\n"
+        f"{figures['cores']} cores, median of {settings['rounds']} seeds, the start of the workers "
+        f"included. One process and several found {same}.\n\n"
+        + markdown(["searcher", "who measures", "seconds", "ratio"], lines)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(None))
