@@ -20,10 +20,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prune_env.experiments.config.cli import invoked
+from prune_env.experiments.benches.harness import BenchFlags, bench
 from prune_env.experiments.config.options import TaskFlags, option
-from prune_env.experiments.config.run import main_guard, parse
-from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
+from prune_env.experiments.report.publishing import markdown, note
 from prune_env.pipeline.formats import percent
 
 EVALUATION, ENVIRONMENT, SURROGATE, AGENT = "evaluation", "environment", "surrogate", "agent"
@@ -40,7 +39,7 @@ MOST_LEVELS = 256
 
 
 @dataclass(frozen=True)
-class AgentsConfig(TaskFlags):
+class AgentsConfig(TaskFlags, BenchFlags):
     """Time the searches of agents, and split it into its parts."""
 
     task: str = option("digits", "task by name, or package.module:make_task")
@@ -50,21 +49,6 @@ class AgentsConfig(TaskFlags):
     evaluations: int = option(60, "plans that each search may measure")
     rounds: int = option(1, "searches of every agent, in turns, with seeds of their own; summed")
     seed: int = option(0, "seed of the task and of the first search")
-    threads: int = option(1, "CPU threads of torch; 0: its own choice")
-    out: str = option("", "path without suffix of the .md and .json to write; empty: print only")
-
-
-@main_guard
-def main(argv: Sequence[str]) -> int:
-    """Print the table and, last, the JSON line."""
-    config = parse(AgentsConfig, argv, prog=invoked("bench_agents"))
-    import torch
-
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    figures = {**measure(config), "settings": settings_of(config)}
-    publish(config.out, command_of("bench_agents", argv), page(figures), figures)
-    return 0
 
 
 class Split:
@@ -246,6 +230,8 @@ def page(figures: Mapping[str, Any]) -> str:
         "charged twice and measured once.\n\n" + markdown(header, rows)
     )
 
+
+main = bench("bench_agents", AgentsConfig, measure, page)
 
 if __name__ == "__main__":
     sys.exit(main(None))

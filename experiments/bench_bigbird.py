@@ -19,16 +19,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prune_env.experiments.config.cli import invoked
-from prune_env.experiments.config.run import main_guard, option, parse
-from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
+from prune_env.experiments.benches.harness import BenchFlags, bench
+from prune_env.experiments.config.run import option
+from prune_env.experiments.report.publishing import markdown, note
 
 COUNTS = ((3, 1, 0), (3, 1, 1), (3, 1, 2), (5, 1, 0), (3, 0, 0), (1, 1, 0))
 """Blocks of window, global and random attention."""
 
 
 @dataclass(frozen=True)
-class BigBirdConfig:
+class BigBirdConfig(BenchFlags):
     """Perplexity of a language model under block-sparse attention, and the time of attention."""
 
     model: str = option("", "folder of a causal transformers model; empty: time only")
@@ -41,22 +41,6 @@ class BigBirdConfig:
     width: int = option(64, "width of a head")
     repeats: int = option(9, "timed calls of every backend; the median counts")
     seed: int = option(0, "seed of everything random")
-    threads: int = option(1, "CPU threads of torch; 0: its own choice")
-    out: str = option("", "path without suffix of the .md and .json to write; empty: print only")
-
-
-@main_guard
-def main(argv: Sequence[str]) -> int:
-    """Print the tables and, last, the JSON line."""
-    config = parse(BigBirdConfig, argv, prog=invoked("bench_bigbird"))
-    import torch
-
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    figures = {"times": times(config), **(quality(config) if config.model else {})}
-    figures["settings"] = settings_of(config)
-    publish(config.out, command_of("bench_bigbird", argv), page(figures), figures)
-    return 0
 
 
 def quality(config: BigBirdConfig) -> dict[str, Any]:
@@ -144,6 +128,11 @@ def kept_share(sparse: Any, length: int) -> float:
         kept += int(blocks_HNN.sum())
         whole += int((everything.tril() if module.block_layout.causal else everything).sum())
     return kept / whole
+
+
+def measure(config: BigBirdConfig) -> dict[str, Any]:
+    """Times of attention and, with a model, what it costs in perplexity."""
+    return {"times": times(config), **(quality(config) if config.model else {})}
 
 
 def times(config: BigBirdConfig) -> list[dict[str, Any]]:
@@ -238,6 +227,8 @@ def page(figures: Mapping[str, Any]) -> str:
         ],
     )  # fmt: skip
 
+
+main = bench("bench_bigbird", BigBirdConfig, measure, page)
 
 if __name__ == "__main__":
     sys.exit(main(None))

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import copy
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prune_env.experiments.config.cli import invoked
-from prune_env.experiments.config.run import digest_of, main_guard, option, parse
-from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
+from prune_env.experiments.benches.harness import BenchFlags, bench
+from prune_env.experiments.config.run import digest_of, option
+from prune_env.experiments.report.publishing import markdown, note
 from prune_env.pipeline.formats import percent, points
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ REWARD_SAMPLES = 100
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
+class ClassifierConfig(BenchFlags):
     """Prune by hand-given fractions, tune for a few epochs with the dense teacher, measure."""
 
     task: str = option("bert_sst2", "project by name, or package.module:make_project")
@@ -54,28 +53,9 @@ class ClassifierConfig:
     learning_rate: float = option(0.0, "peak learning rate of it; 0: the project's own")
     distill_weight: float = option(0.5, "share of the dense teacher in its loss")
     tune_seeds: tuple[int, ...] = option((0,), "seeds of tuning, each a row of the table")
-    threads: int = option(1, "CPU threads of torch; 0: its own choice", identity=False)
     runs: Path = option(  # noqa: RUF009 (it makes a field)
         Path("runs"), "where checkpoints of the tuning are kept", identity=False
     )
-    out: str = option(
-        "", "path without suffix of the .md and .json to write; empty: print only", identity=False
-    )
-
-
-@main_guard
-def main(argv: Sequence[str]) -> int:
-    """Print the table and, last, the JSON line."""
-    config = parse(ClassifierConfig, argv, prog=invoked("bench_classifiers"))
-    import torch
-
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    start = time.perf_counter()
-    figures = {**measure(config), "seconds": round(time.perf_counter() - start, 1)}
-    figures["settings"] = settings_of(config)
-    publish(config.out, command_of("bench_classifiers", argv), page(figures), figures)
-    return 0
 
 
 def measure(config: ClassifierConfig) -> dict[str, Any]:
@@ -255,6 +235,8 @@ def _gap(row: Mapping[str, Any], dense: Mapping[str, Any], part: str) -> str:
 
 
 _PARTS = ("val", "test")
+
+main = bench("bench_classifiers", ClassifierConfig, measure, page)
 
 if __name__ == "__main__":
     sys.exit(main(None))

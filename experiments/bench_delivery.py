@@ -9,43 +9,23 @@ One uniform episode; its plan goes through JSON. Accuracy on test, nothing tuned
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prune_env.experiments.config.cli import invoked
-from prune_env.experiments.config.run import main_guard, option, parse
-from prune_env.experiments.report.publishing import command_of, markdown, publish, settings_of
+from prune_env.experiments.benches.harness import BenchFlags, bench
+from prune_env.experiments.config.run import option
+from prune_env.experiments.report.publishing import markdown
 from prune_env.pipeline.formats import percent
 
 
 @dataclass(frozen=True)
-class DeliveryConfig:
+class DeliveryConfig(BenchFlags):
     """A network, and how much of it may remain."""
 
     task: str = option("digits", "project by name, or package.module:make_project")
     budget: float = option(0.5, "fraction of the dense MACs that may remain")
     repair: str = option("least_squares+batchnorm", "what a candidate gets before it is measured")
-    threads: int = option(1, "CPU threads of torch; 0: its own choice", identity=False)
-    out: str = option(
-        "", "path without suffix of the .md and .json to write; empty: print only", identity=False
-    )
-
-
-@main_guard
-def main(argv: Sequence[str]) -> int:
-    """Print the table and, last, the JSON line."""
-    config = parse(DeliveryConfig, argv, prog=invoked("bench_delivery"))
-    import torch
-
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    start = time.perf_counter()
-    figures = {**measure(config), "seconds": round(time.perf_counter() - start, 1)}
-    figures["settings"] = settings_of(config)
-    publish(config.out, command_of("bench_delivery", argv), page(figures), figures)
-    return 0
 
 
 def measure(config: DeliveryConfig) -> dict[str, Any]:
@@ -99,6 +79,8 @@ def page(figures: Mapping[str, Any]) -> str:
         + markdown(["network", "accuracy on test"], lines)
     )
 
+
+main = bench("bench_delivery", DeliveryConfig, measure, page)
 
 if __name__ == "__main__":
     sys.exit(main(None))

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prune_env.experiments.config.cli import invoked
-from prune_env.experiments.config.run import main_guard, option, parse
-from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
+from prune_env.experiments.benches.harness import BenchFlags, bench
+from prune_env.experiments.config.run import option
+from prune_env.experiments.report.publishing import markdown, note
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,34 +26,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DiscoveryConfig:
+class DiscoveryConfig(BenchFlags):
     """Find the groups of other people's networks, cut them, run what is left."""
 
     only: tuple[str, ...] = option(
         (), "names of experiments/networks/zoo.py that contain one of these"
     )
-    threads: int = option(1, "CPU threads of torch; 0: its own choice")
-    out: str = option("", "path without suffix of the .md and .json to write; empty: print only")
 
 
-@main_guard
-def main(argv: Sequence[str]) -> int:
-    """Print the table and, last, the JSON line; 1 if a law is broken or discovery crashed."""
-    config = parse(DiscoveryConfig, argv, prog=invoked("bench_discovery"))
-    import torch
-
+def measure(config: DiscoveryConfig) -> dict[str, Any]:
+    """The figures of every network."""
     from prune_env.experiments.networks.zoo import ZOO
 
-    if config.threads:
-        torch.set_num_threads(config.threads)
     rows = []
     for name in ZOO:
         if not config.only or any(part in name for part in config.only):
             rows.append({"name": name, **examined(name)})
             note(f"{name}: {rows[-1]}")
-    figures = {"rows": rows, "settings": settings_of(config)}
-    publish(config.out, command_of("bench_discovery", argv), page(rows), figures)
-    return int(any("error" in row or not laws_hold(row) for row in rows if "skipped" not in row))
+    return {"rows": rows}
+
+
+def failed(figures: Mapping[str, Any]) -> bool:
+    """Whether a law is broken, or discovery crashed."""
+    rows = [row for row in figures["rows"] if "skipped" not in row]
+    return any("error" in row or not laws_hold(row) for row in rows)
 
 
 def examined(name: str) -> dict[str, Any]:
@@ -157,14 +153,14 @@ def laws_hold(row: Mapping[str, Any]) -> bool:
     return bool(row["seen_alike"]) and row.get("difference", 0.0) <= 1e-6
 
 
-def page(rows: Sequence[Mapping[str, Any]]) -> str:
+def page(figures: Mapping[str, Any]) -> str:
     """The table, and what is frozen and why."""
     heads = [
         "network", "groups that go", "left alone", "not followed", "parameters in them", "MACs",
         "seen alike", "masked = compact", "left at half", "trains", "CPU s",
     ]  # fmt: skip
     lines, reasons = [], []
-    for row in rows:
+    for row in figures["rows"]:
         if "skipped" in row:
             continue
         if "error" in row:
@@ -185,6 +181,8 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
     parts = ["# Discovery on networks of torchvision, timm and transformers", text, more.strip()]
     return "\n\n".join([*parts, markdown(heads, lines), "What is left alone:", "\n".join(reasons)])
 
+
+main = bench("bench_discovery", DiscoveryConfig, measure, page, failed)
 
 if __name__ == "__main__":
     sys.exit(main(None))

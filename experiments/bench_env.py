@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from prune_env.experiments.benches.harness import BenchFlags, bench
 from prune_env.experiments.benches.subjects import dense_weights, run_config
-from prune_env.experiments.config.cli import invoked
-from prune_env.experiments.config.run import main_guard, option, parse
-from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
+from prune_env.experiments.config.run import option
+from prune_env.experiments.report.publishing import markdown, note
 
 PRECISIONS = ("float32", "bfloat16")
 PARTS = ("steps", "build", "repair", "measure", "rest")
@@ -37,7 +37,7 @@ STAGE = 256
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(BenchFlags):
     """Time the episodes of the environment."""
 
     model: str = option("digits", "network, see experiments/networks/models.py")
@@ -57,20 +57,6 @@ class BenchConfig:
     dense_samples: int = option(0, "training images of it; 0: all")
     dense_learning_rate: float = option(0.1, "peak learning rate of it")
     runs: Path = option(Path("runs"), "where the dense network is trained and kept")  # noqa: RUF009
-    out: str = option("", "path without suffix of the .md and .json to write; empty: print only")
-
-
-@main_guard
-def main(argv: Sequence[str]) -> int:
-    """Print the table and, last, the JSON line."""
-    config = parse(BenchConfig, argv, prog=invoked("bench_env"))
-    import torch
-
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    figures = {**measure(config), "settings": settings_of(config)}
-    publish(config.out, command_of("bench_env", argv), page(figures), figures)
-    return 0
 
 
 def measure(config: BenchConfig) -> dict[str, Any]:
@@ -282,6 +268,8 @@ def page(figures: Mapping[str, Any]) -> str:
         f"{figures['ladders_in_dense_passes']:.2f}\n"
     )
 
+
+main = bench("bench_env", BenchConfig, measure, page)
 
 if __name__ == "__main__":
     sys.exit(main(None))

@@ -9,14 +9,14 @@ KL to the dense network are of the val rows, the mean over all predicted tokens.
 from __future__ import annotations
 
 import sys
-import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prune_env.experiments.config.cli import invoked
-from prune_env.experiments.config.run import main_guard, option, parse
-from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
+from prune_env.experiments.benches.harness import BenchFlags, bench, pivoted
+from prune_env.experiments.config.run import option
+from prune_env.experiments.report.publishing import note
 
 if TYPE_CHECKING:
     from prune_env.criteria.scorers import Evidence
@@ -25,7 +25,7 @@ RANDOM = "random"
 
 
 @dataclass(frozen=True)
-class ExpertsConfig:
+class ExpertsConfig(BenchFlags):
     """Drop experts from every layer by each criterion, and measure."""
 
     task: str = option("mixtral_shakespeare", "a preset, or package.module:function of a Project")
@@ -37,23 +37,6 @@ class ExpertsConfig:
     calibration_rows: int = option(500, "training rows that criteria watch")
     val_rows: int = option(0, "val rows measured on; 0: all")
     seed: int = option(0, "seed of the draw of calibration rows")
-    threads: int = option(1, "CPU threads of torch; 0: its own choice")
-    out: str = option("", "path without suffix of the .md and .json to write; empty: print only")
-
-
-@main_guard
-def main(argv: Sequence[str]) -> int:
-    """Print the table and, last, the JSON line."""
-    config = parse(ExpertsConfig, argv, prog=invoked("bench_experts"))
-    import torch
-
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    start = time.perf_counter()
-    figures = {**measure(config), "seconds": round(time.perf_counter() - start, 1)}
-    figures["settings"] = settings_of(config)
-    publish(config.out, command_of("bench_experts", argv), page(figures), figures)
-    return 0
 
 
 def measure(config: ExpertsConfig) -> dict[str, Any]:
@@ -128,13 +111,12 @@ def _orders(config: ExpertsConfig, evidence: Evidence) -> Iterator[tuple[str, Ev
 def page(figures: Mapping[str, Any]) -> str:
     """The table in Markdown: a line per criterion, a column per number of experts dropped."""
     rows, settings = figures["rows"], figures["settings"]
-    dropped = list(dict.fromkeys(row["dropped"] for row in rows))
-    lines = []
-    for name in dict.fromkeys(row["criterion"] for row in rows):
-        own = [row for row in rows if row["criterion"] == name]
-        cells = [_cell([row for row in own if row["dropped"] == gone]) for gone in dropped]
-        seeds = len({row["seed"] for row in own})
-        lines.append([name if seeds == 1 else f"{name}, mean of {seeds} (best)", *cells])
+    seeds = Counter(name for name, _ in {(row["criterion"], row["seed"]) for row in rows})
+
+    def title(row: Mapping[str, Any]) -> str:
+        name = str(row["criterion"])
+        return name if seeds[name] == 1 else f"{name}, mean of {seeds[name]} (best)"
+
     counts = sorted(set(figures["experts"].values()))
     chosen = sorted(set(figures["chosen"].values()))
     return (
@@ -143,7 +125,7 @@ def page(figures: Mapping[str, Any]) -> str:
         f"{figures['dense_loss']:.4f}. All {len(figures['experts'])} layers of "
         f"{', '.join(map(str, counts))} experts, {', '.join(map(str, chosen))} for each token, "
         "lose the same number.\n\n"
-        + markdown(["criterion", *(f"{gone} dropped" for gone in dropped)], lines)
+        + pivoted(rows, {"criterion": title}, lambda row: f"{row['dropped']} dropped", _cell)
     )
 
 
@@ -152,6 +134,8 @@ def _cell(rows: Sequence[Mapping[str, Any]]) -> str:
     best = f"; {min(row['kl'] for row in rows):.4f}" if len(rows) > 1 else ""
     return f"{kl:.4f} ({loss:.4f}){best}"
 
+
+main = bench("bench_experts", ExpertsConfig, measure, page)
 
 if __name__ == "__main__":
     sys.exit(main(None))

@@ -20,16 +20,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from prune_env.experiments.benches.fidelity import FidelityConfig, measure
-from prune_env.experiments.config.cli import invoked
-from prune_env.experiments.config.run import main_guard, parse
+from prune_env.experiments.benches.harness import bench
 from prune_env.experiments.report.correlation import interval, spearman
-from prune_env.experiments.report.publishing import command_of, markdown, publish, settings_of
+from prune_env.experiments.report.publishing import markdown
 
 METRICS: dict[str, Callable[[Mapping[str, float]], float]] = {
     "accuracy": lambda measured: measured["accuracy"],
@@ -39,20 +38,6 @@ METRICS: dict[str, Callable[[Mapping[str, float]], float]] = {
 """Reward -> its value, higher is better."""
 NEAR = 0.05
 """A setting whose correlation is within this of the best is good enough."""
-
-
-@main_guard
-def main(argv: Sequence[str]) -> int:
-    """Print the table and, last, the JSON line."""
-    config = parse(FidelityConfig, argv, prog=invoked("bench_fidelity"))
-    import torch
-
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    records = measure(config)
-    figures = {**analyse(config, records), "settings": settings_of(config)}
-    publish(config.out, command_of("bench_fidelity", argv), page(figures), figures)
-    return 0
 
 
 def analyse(config: FidelityConfig, records: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,6 +153,13 @@ def _named(row: Mapping[str, Any]) -> str:
         f"({row['low']:.2f} to {row['high']:.2f}), {row['dense_passes']:.2f} dense passes"
     )
 
+
+def analysed(config: FidelityConfig) -> dict[str, Any]:
+    """Measured, or taken from the folder, and put together."""
+    return analyse(config, measure(config))
+
+
+main = bench("bench_fidelity", FidelityConfig, analysed, page)
 
 if __name__ == "__main__":
     sys.exit(main(None))

@@ -13,22 +13,22 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
-from prune_env.experiments.config.cli import invoked
-from prune_env.experiments.config.run import main_guard, option, parse
-from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
+from prune_env.experiments.benches.harness import BenchFlags, bench
+from prune_env.experiments.config.run import option
+from prune_env.experiments.report.publishing import markdown, note
 
 LIMIT = 3
 """Times the bytes of the weights that may be taken, beside the largest covariance."""
 
 
 @dataclass(frozen=True)
-class MemoryConfig:
+class MemoryConfig(BenchFlags):
     """Calibrate, score and factorise networks of several depths, each in a process of its own."""
 
     depths: tuple[int, ...] = option((3, 6, 9, 12), "blocks of each network")
@@ -42,19 +42,6 @@ class MemoryConfig:
     batch_size: int = option(4, "rows run together")
     criterion: str = option("wanda", "what orders the units; a name in SCORERS")
     seed: int = option(0, "seed of everything random")
-    threads: int = option(1, "CPU threads of torch; 0: its own choice")
-    out: str = option("", "path without suffix of the .md and .json to write; empty: print only")
-
-
-@main_guard
-def main(argv: Sequence[str]) -> int:
-    """Print the table and, last, the JSON line."""
-    config = parse(MemoryConfig, argv, prog=invoked("bench_memory"))
-    start = time.perf_counter()
-    figures = {**measure(config), "seconds": round(time.perf_counter() - start, 1)}
-    figures["settings"] = settings_of(config)
-    publish(config.out, command_of("bench_memory", argv), page(figures), figures)
-    return 0
 
 
 def measure(config: MemoryConfig) -> dict[str, Any]:
@@ -185,6 +172,8 @@ def page(figures: Mapping[str, Any]) -> str:
         f"covariance ({rows[-1]['largest'] / 2**20:.0f} MB).\n\n{markdown(head, cells)}"
     )
 
+
+main = bench("bench_memory", MemoryConfig, measure, page)
 
 if __name__ == "__main__":
     sys.exit(main(None))

@@ -11,15 +11,15 @@ each row of evaluation tokens, the mean over all predicted tokens. Nothing is tu
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from prune_env.experiments.bench_weights import WeightsConfig, load
-from prune_env.experiments.config.cli import invoked
-from prune_env.experiments.config.run import main_guard, option, parse
-from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
+from prune_env.experiments.benches.harness import BenchFlags, bench, pivoted
+from prune_env.experiments.config.run import option
+from prune_env.experiments.report.publishing import note
 
 if TYPE_CHECKING:
     from prune_env.structure.groups import PrunableGroup
@@ -31,7 +31,7 @@ REPAIRS = ("none", "least_squares")
 
 
 @dataclass(frozen=True)
-class NeuronsConfig:
+class NeuronsConfig(BenchFlags):
     """Remove the same fraction of one kind of unit from every block, repair, measure."""
 
     model: str = option("../shared/models/stories260K", "Hugging Face folder of a causal model")
@@ -45,23 +45,6 @@ class NeuronsConfig:
     evaluation_rows: int = option(0, "evaluation rows used; 0: all")
     batch_size: int = option(8, "rows run together")
     seed: int = option(0, "seed of the random order")
-    threads: int = option(1, "CPU threads of torch; 0: its own choice")
-    out: str = option("", "path without suffix of the .md and .json to write; empty: print only")
-
-
-@main_guard
-def main(argv: Sequence[str]) -> int:
-    """Print the table and, last, the JSON line."""
-    config = parse(NeuronsConfig, argv, prog=invoked("bench_neurons"))
-    import torch
-
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    start = time.perf_counter()
-    figures = {**measure(config), "seconds": round(time.perf_counter() - start, 1)}
-    figures["settings"] = settings_of(config)
-    publish(config.out, command_of("bench_neurons", argv), page(figures), figures)
-    return 0
 
 
 def measure(config: NeuronsConfig) -> dict[str, Any]:
@@ -126,18 +109,19 @@ def _cases(
 
 def page(figures: Mapping[str, Any]) -> str:
     """The table in Markdown: a line per order and repair, a column per case."""
-    cases = list(dict.fromkeys(row["case"] for row in figures["rows"]))
-    lines: dict[tuple[str, str], list[str]] = {}
-    for row in figures["rows"]:
-        lines.setdefault((row["order"], row["repair"]), []).append(f"{row['perplexity']:.3f}")
+    lines = {name: itemgetter(name) for name in ("order", "repair")}
     name = figures["settings"]["model"].rstrip("/").rpartition("/")[2]
     return (
         f"# Neurons and heads removed from {name}, no fine-tuning\n\nPerplexity on "
         f"{figures['predicted_tokens']:,} predicted tokens; dense "
         f"{figures['dense_perplexity']:.4f}.\n\n"
-        + markdown(["order", "repair", *cases], [[*key, *cells] for key, cells in lines.items()])
+        + pivoted(
+            figures["rows"], lines, itemgetter("case"), lambda own: f"{own[0]['perplexity']:.3f}"
+        )
     )
 
+
+main = bench("bench_neurons", NeuronsConfig, measure, page)
 
 if __name__ == "__main__":
     sys.exit(main(None))

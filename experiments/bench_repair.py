@@ -13,16 +13,16 @@ train, accuracy and KL are of val; test is not touched.
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from prune_env.experiments.benches.harness import BenchFlags, bench, pivoted
 from prune_env.experiments.benches.subjects import dense_weights, run_config, val_batches
-from prune_env.experiments.config.cli import invoked
-from prune_env.experiments.config.run import main_guard, option, parse
-from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
+from prune_env.experiments.config.run import option
+from prune_env.experiments.report.publishing import note
 
 KEEPS = (0.75, 0.5, 0.3)
 """Fractions of every group's units that stay."""
@@ -31,7 +31,7 @@ ORDERS = ("l1", "obs")
 
 
 @dataclass(frozen=True)
-class RepairConfig:
+class RepairConfig(BenchFlags):
     """Prune uniformly to 75, 50 and 30 %, repair in every way, measure."""
 
     model: str = option("digits", "network, see experiments/networks/models.py")
@@ -44,24 +44,7 @@ class RepairConfig:
     dense_epochs: int = option(8, "epochs of dense training where no weights are given")
     dense_samples: int = option(0, "training images of it; 0: all")
     dense_learning_rate: float = option(0.1, "peak learning rate of it")
-    threads: int = option(1, "CPU threads of torch; 0: its own choice")
     runs: Path = option(Path("runs"), "where the dense network is trained and kept")  # noqa: RUF009
-    out: str = option("", "path without suffix of the .md and .json to write; empty: print only")
-
-
-@main_guard
-def main(argv: Sequence[str]) -> int:
-    """Print the table and, last, the JSON line."""
-    config = parse(RepairConfig, argv, prog=invoked("bench_repair"))
-    import torch
-
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    start = time.perf_counter()
-    figures = {**measure(config), "seconds": round(time.perf_counter() - start, 1)}
-    figures["settings"] = settings_of(config)
-    publish(config.out, command_of("bench_repair", argv), page(figures), figures)
-    return 0
 
 
 def measure(config: RepairConfig) -> dict[str, Any]:
@@ -109,20 +92,21 @@ def _strength(repair: str) -> int:
 def page(figures: Mapping[str, Any]) -> str:
     """The table in Markdown: a line per order and repair, a column per keep."""
     rows, settings = figures["rows"], figures["settings"]
-    macs = {row["keep"]: row["macs_ratio"] for row in rows}
-    lines: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        cell = f"{100 * row['accuracy']:.1f} ({row['kl']:.3f})"
-        lines.setdefault((row["order"], row["repair"]), []).append(cell)
-    head = ["order", "repair", *(f"{k:.0%} kept, {m:.1%} MACs" for k, m in macs.items())]
+    table = pivoted(
+        rows, {name: itemgetter(name) for name in ("order", "repair")},
+        lambda row: f"{row['keep']:.0%} kept, {row['macs_ratio']:.1%} MACs",
+        lambda own: f"{100 * own[0]['accuracy']:.1f} ({own[0]['kl']:.3f})",
+    )  # fmt: skip
     return (
         f"# Repair of a uniformly pruned {settings['model']}, no fine-tuning\n\n"
         f"Accuracy in % (KL to the dense network, nats) on {figures['val_samples']:,} val images; "
         f"dense {100 * figures['dense_accuracy']:.1f}. All {len(figures['groups'])} groups keep "
         f"the same fraction of their units; statistics of {settings['calibration_samples']:,} "
-        "training images.\n\n" + markdown(head, [[*key, *cells] for key, cells in lines.items()])
+        "training images.\n\n" + table
     )
 
+
+main = bench("bench_repair", RepairConfig, measure, page)
 
 if __name__ == "__main__":
     sys.exit(main(None))

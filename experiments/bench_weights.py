@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from prune_env.experiments.config.cli import invoked
-from prune_env.experiments.config.run import main_guard, option, parse
-from prune_env.experiments.report.publishing import command_of, markdown, note, publish, settings_of
+from prune_env.experiments.benches.harness import BenchFlags, bench, pivoted
+from prune_env.experiments.config.run import option
+from prune_env.experiments.report.publishing import note
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class WeightsConfig:
+class WeightsConfig(BenchFlags):
     """Prune every matrix alike by each method, at each sparsity, and measure."""
 
     model: str = option("../shared/models/stories260K", "Hugging Face folder of a causal model")
@@ -46,8 +47,6 @@ class WeightsConfig:
     calibration_rows: int = option(0, "calibration rows used; 0: all")
     evaluation_rows: int = option(0, "evaluation rows used; 0: all")
     batch_size: int = option(8, "rows run together")
-    threads: int = option(1, "CPU threads of torch; 0: its own choice")
-    out: str = option("", "path without suffix of the .md and .json to write; empty: print only")
 
 
 @dataclass(frozen=True)
@@ -70,21 +69,6 @@ METHODS = (
     Method("OBS per row, least squares", "per_row", "obs", "least squares"),
 )
 """At every sparsity; under an N:M pattern each criterion and overlay once."""
-
-
-@main_guard
-def main(argv: Sequence[str]) -> int:
-    """Print the tables and, last, the JSON line."""
-    config = parse(WeightsConfig, argv, prog=invoked("bench_weights"))
-    import torch
-
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    start = time.perf_counter()
-    figures = {**measure(config), "seconds": round(time.perf_counter() - start, 1)}
-    figures["settings"] = settings_of(config)
-    publish(config.out, command_of("bench_weights", argv), page(figures), figures)
-    return 0
 
 
 def measure(config: WeightsConfig) -> dict[str, Any]:
@@ -212,26 +196,19 @@ def page(figures: Mapping[str, Any]) -> str:
         f"{figures['dense_perplexity']:.4f}. All {figures['matrices']} matrices lose the same "
         "fraction; output head and embeddings stay. A mask alone saves no time.\n\n"
     )
-    text += _table(uniform, "goes first among", lambda row: f"{row['sparsity']:.0%}", "kind")
+    name, kind, overlay = (itemgetter(field) for field in ("name", "kind", "overlay"))
+    lines = {"method": name, "goes first among": kind}
+    text += pivoted(uniform, lines, lambda row: f"{row['sparsity']:.0%}", _perplexity)
     if fixed:
-        text += "\n" + _table(fixed, "repair", lambda row: row["kind"], "overlay")
+        text += "\n" + pivoted(fixed, {"method": name, "repair": overlay}, kind, _perplexity)
     return text
 
 
-def _table(
-    rows: Sequence[Mapping[str, Any]],
-    second: str,
-    column: Callable[[Mapping[str, Any]], str],
-    detail: str,
-) -> str:
-    heads = list(dict.fromkeys(column(row) for row in rows))
-    lines: dict[tuple[str, str], dict[str, str]] = {}
-    for row in rows:
-        line = lines.setdefault((row["name"], row[detail]), {})
-        line[column(row)] = f"{row['perplexity']:.3f}"
-    body = [[*key, *(line.get(head, "") for head in heads)] for key, line in lines.items()]
-    return markdown(["method", second, *heads], body)
+def _perplexity(rows: Sequence[Mapping[str, Any]]) -> str:
+    return f"{rows[-1]['perplexity']:.3f}"
 
+
+main = bench("bench_weights", WeightsConfig, measure, page)
 
 if __name__ == "__main__":
     sys.exit(main(None))

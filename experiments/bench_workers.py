@@ -1,6 +1,6 @@
 """What worker processes are worth: the same search in one process and in several, in turns.
 
-    python -m experiments.bench_workers --task resnet20_cifar10 --out experiments/results/workers_resnet20
+    python -m experiments.bench_workers --task resnet20_cifar10
 
 Every search starts from nothing: its workers, and what they import, are part of its time. One
 thread per process, except in the last row, where one process has as many threads as there are
@@ -11,25 +11,22 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from prune_env.experiments.config.cli import invoked
+from prune_env.experiments.benches.harness import BenchFlags, bench
 from prune_env.experiments.config.options import AT_LEAST_1, require
-from prune_env.experiments.config.run import main_guard, option, parse
+from prune_env.experiments.config.run import option
 from prune_env.experiments.report.publishing import (
-    command_of,
     markdown,
     note,
-    publish,
-    settings_of,
 )
 
 
 @dataclass(frozen=True)
-class WorkersConfig:
+class WorkersConfig(BenchFlags):
     """A search, and how many measure for it."""
 
     task: str = option("digits", "task by name, or package.module:make_task")
@@ -39,22 +36,10 @@ class WorkersConfig:
     evaluations: int = option(60, "of every search")
     workers: int = option(2, "processes")
     rounds: int = option(3, "seeds; every search runs once in each")
-    out: str = option(
-        "", "path without suffix of the .md and .json to write; empty: print only", identity=False
-    )
 
     def __post_init__(self) -> None:
         names = ("reward_samples", "evaluations", "workers", "rounds")
         require(self, dict.fromkeys(names, AT_LEAST_1))
-
-
-@main_guard
-def main(argv: Sequence[str]) -> int:
-    """Print the table and, last, the JSON line."""
-    config = parse(WorkersConfig, argv, prog=invoked("bench_workers"), description=__doc__ or "")
-    figures = {**measure(config), "settings": settings_of(config)}
-    publish(config.out, command_of("bench_workers", argv), page(figures), figures)
-    return 0
 
 
 def measure(config: WorkersConfig) -> dict[str, Any]:
@@ -117,6 +102,8 @@ def page(figures: Mapping[str, Any]) -> str:
         + markdown(["searcher", "who measures", "seconds", "ratio"], lines)
     )
 
+
+main = bench("bench_workers", WorkersConfig, measure, page)
 
 if __name__ == "__main__":
     sys.exit(main(None))

@@ -29,7 +29,9 @@ def test_the_figures_of_a_network_that_is_known() -> None:
     assert found["reasons"] == {"tied to the output": 1}
     assert found["trains"]
     assert 0 < found["left"] < 1
-    text = page([{"name": "wrapped", **found}, {"name": "gone", "skipped": "not installed"}])
+    text = page(
+        {"rows": [{"name": "wrapped", **found}, {"name": "gone", "skipped": "not installed"}]}
+    )
     assert "| wrapped | 2 | 1 | 0 | 98.6% | 100.0% | yes |" in text
     assert "gone" not in text
 

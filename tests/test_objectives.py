@@ -20,6 +20,7 @@ from prune_env import PruneEnv, PruningTask, apply, finetune
 from prune_env.errors import ConfigError, DataError, ModelError, PruneEnvError
 from prune_env.experiments import run
 from prune_env.pipeline.project import Project
+from prune_env.pipeline.result import Result
 from prune_env.quality import OBJECTIVES, Figure, Metrics, Objective
 from prune_env.quality.batches import Batch
 from prune_env.quality.evaluators import Evaluator, named
@@ -56,11 +57,15 @@ def measured(model: nn.Module, data: list[Batch], **said: Any) -> tuple[Objectiv
 
 
 @pytest.mark.parametrize(("title", "block"), BLOCKS, ids=[title for title, _ in BLOCKS])
-def test_the_page_runs_and_each_block_is_short(title: str, block: str) -> None:
+def test_the_page_runs_and_each_block_is_short(title: str, block: str, tmp_path: Path) -> None:
+    """Search, apply, tune with the objective's loss, report."""
     assert len([line for line in block.splitlines() if line.strip()]) < 20
     torch.manual_seed(0)
     space: dict[str, Any] = {}
     exec(compile(block, title, "exec"), space)
+    if "result" in space:
+        reported(space["result"], tmp_path)
+        return
     if "tuned" in space:
         history, higher = space["tuned"].history, space["task"].objective.figure.higher
         first, best = history[0].val_figure, max(h.rank for h in history)[0]
@@ -69,6 +74,17 @@ def test_the_page_runs_and_each_block_is_short(title: str, block: str) -> None:
     info = episode(space["task"])
     assert {"divergence", "loss", space["task"].objective.figure.name} <= set(info)
     assert info["flops_ratio"] <= 1.0
+
+
+def reported(result: Result, folder: Path) -> None:
+    """The network is smaller, its figures are finite, and the page says what they are called."""
+    dense, cut, tuned = result.table.rows
+    assert all(math.isfinite(row.value) for row in result.table.rows)
+    assert tuned.macs_ratio == cut.macs_ratio < dense.macs_ratio == 1.0
+    assert result.results["rows"][-1]["evaluations"] == 8
+    page = result.report(folder).with_suffix(".md").read_text().replace("\\_", "_")
+    assert result.table.figure in page
+    assert "nan" not in page.lower().split()
 
 
 def episode(task: PruningTask) -> dict[str, Any]:
@@ -222,6 +238,27 @@ def test_a_scalar_loss_and_no_figure_are_enough() -> None:
     _, found = measured(Given(), [Batch(x, y)], objective=objective)
     assert found.figure == found.loss == pytest.approx(float((x - y).abs().mean()), rel=1e-6)
     assert objective.figure == Figure("loss", objective.figure.of, higher=False)
+
+
+@pytest.mark.parametrize("criterion", ["l1", "taylor"])
+@pytest.mark.parametrize("samples", [(5, 9), (24, 24), (500, 1000)])
+def test_an_objective_of_whole_batches_never_sees_another(
+    criterion: str, samples: tuple[int, int]
+) -> None:
+    sizes = set()
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        sizes.add(len(outputs))
+        return F.cross_entropy(outputs @ outputs.T, targets, reduction="none")
+
+    data = [(x, torch.arange(8)) for x in drawn(5, 8, 6)]
+    mine = Objective("mine", loss, batchwise=True)
+    counts = {"calibration_samples": samples[0], "reward_samples": samples[1]}
+    task = PruningTask.from_model(net(), data, objective=mine, criterion=criterion, **counts)
+    assert task.outcome(task.decode([0.0])).metrics.samples % 8 == 0
+    assert sizes == {8}
+    with pytest.raises(DataError, match=r"has 1 batch\(es\), and the objective is of whole ones"):
+        PruningTask.from_model(net(), data[:1], objective=mine, **counts)
 
 
 def net() -> nn.Module:

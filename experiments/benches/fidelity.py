@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from prune_env.experiments.benches.harness import BenchFlags
 from prune_env.experiments.benches.subjects import dense_weights, run_config, training, val_batches
 from prune_env.experiments.config.cli import config_error
 from prune_env.experiments.config.run import digest_of, option
@@ -27,7 +28,7 @@ SLACK = 250
 
 
 @dataclass(frozen=True)
-class FidelityConfig:
+class FidelityConfig(BenchFlags):
     """Correlate every reward with the accuracy after fine-tuning."""
 
     model: str = option("digits", "network, see experiments/networks/models.py")
@@ -53,11 +54,7 @@ class FidelityConfig:
     dense_epochs: int = option(8, "epochs of dense training where no weights are given")
     dense_samples: int = option(0, "training images of it; 0: all")
     dense_learning_rate: float = option(0.1, "peak learning rate of it")
-    threads: int = option(1, "CPU threads of torch; 0: its own choice", identity=False)
     runs: Path = option(Path("runs"), "folder of the journal", identity=False)  # noqa: RUF009
-    out: str = option(
-        "", "path without suffix of the .md and .json to write; empty: print only", identity=False
-    )
 
     def __post_init__(self) -> None:
         if not self.samples or not all(size.isdigit() and int(size) for size in self.samples):

@@ -373,7 +373,7 @@ def prepare(
     repair = repair_named(options.repair) if isinstance(options.repair, str) else options.repair
     untouched = copied(model)
     dense = sharing(untouched)  # a pass may write to buffers
-    calibration, rewarding = _split(dense, data, options)
+    calibration, rewarding, graded = _split(dense, data, options)
     quality = Evaluator.of(
         dense, rewarding, stages=sorted(options.stages), objective=options.objective,
         output=options.output,
@@ -383,7 +383,7 @@ def prepare(
     examples = [first_samples(batch, 2).inputs for batch in calibration]
     sketch = outline(dense, examples, options, groups)
     live = sketch.groups
-    gradients = functools.cache(lambda: loss_gradients(dense, calibration, objective))
+    gradients = functools.cache(lambda: loss_gradients(dense, graded, objective))
 
     def score(portion: Sequence[PrunableGroup], statistics: Calibration) -> dict[str, Tensor]:
         seed = options.seed + (live.index(portion[0]) if portion else 0)  # a draw for each portion
@@ -464,17 +464,20 @@ def _constrained(
 
 def _split(
     model: nn.Module, data: Iterable[Any], options: TaskOptions
-) -> tuple[list[Batch], list[Batch]]:
-    """Calibration batches, then reward batches: other samples, as many as asked.
+) -> tuple[list[Batch], list[Batch], list[Batch]]:
+    """Calibration batches, reward batches (other samples, as many as asked), those of gradients.
 
-    A loader too short for both is shared out in the same proportion, never used twice.
+    A loader too short for both is shared out in the same proportion, never used twice. Where an
+    objective is of whole batches, only statistics of inputs are collected on others.
 
     Raises:
-        DataError: fewer than two samples.
+        DataError: fewer than two samples, or batches that must stay whole.
     """
+    cut = not getattr(options.objective, "batchwise", False)
     wanted = options.calibration_samples + options.reward_samples
     device = device_of(model)
-    taken = [batch.to(device) for batch in take_batches(loader_of(data, options.batch), wanted)]
+    loader = loader_of(data, options.batch)
+    taken = [batch.to(device) for batch in take_batches(loader, wanted, cut=cut)]
     found, count = sum(map(len, taken)), options.calibration_samples
     if found < 2:
         raise DataError("the loader has one sample; statistics and reward need one each at least.")
@@ -486,8 +489,13 @@ def _split(
             found, wanted, options.calibration_samples, options.reward_samples, count,
             found - count,
         )  # fmt: skip
-    first, rest = parted(taken, count)
+    first, rest = parted(taken, count, cut)
+    if not rest:
+        raise DataError(
+            f"the loader has {len(taken)} batch(es), and the objective is of whole ones: "
+            "statistics and reward need one each at least."
+        )
     size = options.batch_size or fitting_batch(model, first_samples(first[0], 2).inputs)
-    calibration = calibration_batches(model, first, count, size)
-    rewarding = [channels_last(batch) for batch in take_batches(rest, None, size)]
-    return calibration, rewarding
+    calibration = calibration_batches(model, first, sum(map(len, first)), size)
+    rewarding = [channels_last(batch) for batch in take_batches(rest, None, size if cut else None)]
+    return calibration, rewarding, calibration if cut else first

@@ -62,7 +62,8 @@ def compress(
     """A smaller network from a trained one: searched on train, chosen on val, measured on test.
 
     The plan of the best searcher is applied and repaired, tuned with the dense network as its
-    teacher, and measured beside it. Works for every objective, without labels too.
+    teacher (but by a `loss` of your own alone), and measured beside it. Works for every objective,
+    without labels too.
 
     Args:
         model: the trained dense network; it stays as it is.

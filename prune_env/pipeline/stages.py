@@ -133,6 +133,8 @@ def _tuned(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     shown = project.yardstick
+    # A loss of one's own may be of outputs that only train mode gives, which no teacher has.
+    teacher = project.dense if tuning.loss is None else None
     with progress(label, tuning.settings.epochs, "epochs") as bar:
 
         def tell(record: EpochRecord) -> None:
@@ -141,7 +143,7 @@ def _tuned(
                 bar.step(f"val {shown.name} {value}, loss {record.val_loss:.4f}")
 
         return finetune(
-            model, project.train, project.val, settings=tuning.settings, teacher=project.dense,
+            model, project.train, project.val, settings=tuning.settings, teacher=teacher,
             checkpoint=folder and folder / "checkpoint.pt", on_epoch=tell,
             objective=project.task.objective, loss=tuning.loss, optimizer=tuning.optimizer,
             scheduler=tuning.scheduler,

@@ -191,12 +191,13 @@ def loader_of(
 
 
 def take_batches(
-    loader: Iterable[Any], samples: int | None, batch_size: int | None = None
+    loader: Iterable[Any], samples: int | None, batch_size: int | None = None, cut: bool = True
 ) -> list[Batch]:
     """The first `samples` samples of `loader`, in its order; all of them for None.
 
     A loader with fewer samples gives what it has. `batch_size` re-batches inputs that are one
     tensor; tuples and dicts keep the loader's batches (their parts may be padded differently).
+    The last batch is cut to the number asked for, unless `cut` is False.
 
     Raises:
         DataError: the loader is empty or not iterable, an item is malformed, or `samples` or
@@ -205,7 +206,7 @@ def take_batches(
     for name, value in (("samples", samples), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise DataError(f"{name} is {value}; it must be at least 1.")
-    batches = list(_first(loader, samples))
+    batches = list(_first(loader, samples, cut))
     if not batches:
         raise DataError(
             "the loader gave no samples. Is the data set empty, or a generator already used up?"
@@ -215,7 +216,7 @@ def take_batches(
     return _rebatch(batches, batch_size)
 
 
-def _first(loader: Iterable[Any], samples: int | None) -> Iterator[Batch]:
+def _first(loader: Iterable[Any], samples: int | None, cut: bool) -> Iterator[Batch]:
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
         raise DataError(
             f"a {type(loader).__name__} cannot be iterated over. Give a DataLoader or a list of "
@@ -224,12 +225,12 @@ def _first(loader: Iterable[Any], samples: int | None) -> Iterator[Batch]:
     taken = 0
     for item in loader:
         batch = split_batch(item)
-        if samples is not None and taken + len(batch) > samples:
+        if cut and samples is not None and taken + len(batch) > samples:
             batch = first_samples(batch, samples - taken)
         taken += len(batch)
         if len(batch):
             yield batch
-        if taken == samples:
+        if samples is not None and taken >= samples:
             return
 
 
@@ -238,11 +239,17 @@ def first_samples(batch: Batch, count: int) -> Batch:
     return _samples(batch, slice(count))
 
 
-def parted(batches: Iterable[Batch], samples: int) -> tuple[list[Batch], list[Batch]]:
-    """The first `samples` samples, and the rest; a batch that lies across is cut in two."""
+def parted(
+    batches: Iterable[Batch], samples: int, cut: bool = True
+) -> tuple[list[Batch], list[Batch]]:
+    """The first `samples` samples, and the rest.
+
+    A batch that lies across is cut in two, or else belongs to the first.
+    """
     first, rest, left = list[Batch](), list[Batch](), samples
     for batch in batches:
-        pieces = (_samples(batch, slice(max(0, left))), _samples(batch, slice(max(0, left), None)))
+        place = max(0, left) if cut or left <= 0 else len(batch)
+        pieces = (_samples(batch, slice(place)), _samples(batch, slice(place, None)))
         for into, piece in zip((first, rest), pieces, strict=True):
             into += [piece] if len(piece) else []
         left -= len(batch)

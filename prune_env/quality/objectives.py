@@ -115,6 +115,8 @@ class Objective:
         distance: what the divergence is called.
         output: how the outputs are found in what the network returns.
         labelled: whether it needs targets.
+        batchwise: whether what a sample is worth depends on the others of its batch (contrastive
+            losses): batches are then never cut or joined.
     """
 
     name: str
@@ -129,6 +131,7 @@ class Objective:
     distance: str = "divergence"
     output: Output = WHOLE
     labelled: bool = True
+    batchwise: bool = False
 
     @property
     def figure(self) -> Figure:
