@@ -6,6 +6,7 @@ ledger.measure(plans) --questions--> workers.map --outcomes, as they come--> led
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -27,6 +28,9 @@ from prune_env.mdp.task import PruningTask
 from prune_env.search.questions import Question, answer
 
 _log = logging.getLogger(__name__)
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of `mallopt` in malloc.h."""
 
 Factory = Callable[[], PruningTask]
 
@@ -204,8 +208,22 @@ _held: dict[str, Any] = {}
 def _start(threads: int, dtype: torch.dtype, made: Any) -> None:
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
+    _keep_memory()
     _held["made"] = made
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _keep_memory() -> None:
+    """Let glibc keep what is freed, for the next plan.
+
+    Activations are given back and asked for again in every layer; the page faults of several
+    processes queue up in the kernel. On ResNet-20 two workers took 0.64 to 0.73 of the time of one
+    process without this, and 0.48 to 0.54 with it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that glibc takes
 
 
 def _end_with_parent() -> None:
