@@ -1,6 +1,6 @@
 # make demo   install, then the whole path on the built-in digits: table, report.html, TensorBoard
 # make test   install, then ruff, mypy and every test: what CI runs
-# make check  the fast part of it
+# make check  the fast part of it: no test that takes seconds, and of each the first and last case
 # make tb     TensorBoard on runs/
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -23,7 +23,7 @@ test: $(READY) lint
 	$(TESTS) -m "not slow"
 
 check: $(READY) lint
-	$(TESTS) -m "not slow and not long"
+	$(TESTS) --thin -m "not slow and not long"
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

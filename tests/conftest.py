@@ -24,6 +24,20 @@ settings.register_profile(
 settings.load_profile("laws")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thin", action="store_true", help="of every test the first and last case")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--thin"):
+        return
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    kept = {id(item) for own in cases.values() for item in (own[0], own[-1])}
+    items[:] = [item for item in items if id(item) in kept]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The dense networks of built-in tasks are trained anew, and never land in the user's home."""

@@ -44,12 +44,14 @@ def four() -> Iterator[Processes]:
         yield workers
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SEARCHERS)
 def test_every_searcher_keeps_the_contract(name: str, four: Processes) -> None:
     """From any half of its journal, and with four workers."""
     check_searcher(searcher_named(name), evaluations=9, workers=four)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", AGENTS)
 @pytest.mark.parametrize("evaluations", [1, 2, 3])
 def test_agents_spend_even_the_smallest_limit_exactly(name: str, evaluations: int) -> None:
@@ -82,6 +84,7 @@ def test_a_search_does_not_depend_on_the_random_states() -> None:
     ]
 
 
+@pytest.mark.long
 def test_the_list_of_names_costs_no_heavy_import() -> None:
     code = "import sys, prune_env.search.searchers; assert 'stable_baselines3' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -99,6 +102,7 @@ def test_unknown_searchers_are_answered_with_the_nearest_or_the_cause(name: str,
 # --- learning ----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "evaluations"), [("ppo", 120), ("sac", 250)])
 def test_an_agent_solves_the_toy_within_2000_steps(name: str, evaluations: int) -> None:
     """The last plan is that of the deterministic policy: chance finds do not count."""
@@ -216,6 +220,7 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
         run_search(toy_task(), "uniform", 0, 0)
 
 
+@pytest.mark.long
 def test_policies_are_kept_on_the_way_and_the_last_one_gives_the_last_plan(tmp_path: Path) -> None:
     from prune_env.agents.sb3 import load_policy, plan_by
     from prune_env.mdp.env import PruneEnv

@@ -68,6 +68,7 @@ def test_methods_are_put_back_even_after_an_error() -> None:
     assert [vars(owner)[name] for owner, name in WATCHED] == before
 
 
+@pytest.mark.long
 def test_the_last_line_is_json_and_shares_add_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,6 +40,7 @@ def small_project(folder: Path, **options: Any) -> Project:
     return sentence_project("s", words, SMALL, settings=settings, **options)
 
 
+@pytest.mark.long
 def test_a_classifier_is_pruned_tuned_and_measured_again_from_its_checkpoint(
     tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:

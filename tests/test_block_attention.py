@@ -215,6 +215,7 @@ def test_gather_equals_masked(layout: BlockLayout, blocks: int, kind: int, group
         )
 
 
+@pytest.mark.long
 @settings(max_examples=10)
 @given(layouts, st.integers(3, 5), st.booleans())
 def test_flex_equals_masked(layout: BlockLayout, blocks: int, padded: bool) -> None:

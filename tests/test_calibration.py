@@ -157,6 +157,7 @@ def test_the_model_is_left_alone_and_the_seed_is_all_that_counts() -> None:
     assert first.model == fingerprint(toy.model)
 
 
+@pytest.mark.long
 def test_single_precision_keeps_a_small_variance_beside_a_large_mean() -> None:
     x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0)) + 3000.0
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4))

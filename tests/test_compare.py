@@ -152,6 +152,7 @@ def test_a_searcher_that_no_seed_changes_appears_once(
     assert len(runs) == 4
 
 
+@pytest.mark.long
 def test_seeds_differ_and_runs_repeat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = all_runs(compared_by(tmp_path / "one", capsys))
     two = all_runs(compared_by(tmp_path / "two", capsys))
@@ -159,6 +160,7 @@ def test_seeds_differ_and_runs_repeat(tmp_path: Path, capsys: pytest.CaptureFixt
     assert len({tuple(run["rewards"]) for run in one if run["searcher"] == "random"}) == 3
 
 
+@pytest.mark.long
 def test_finished_searches_are_kept_and_killed_ones_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +194,7 @@ def changing(**options: Any) -> PruningTask:
     return toy_task(target=TARGETS["now"], **options)
 
 
+@pytest.mark.long
 def test_a_finished_comparison_measures_nothing_and_refuses_another_task(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +213,7 @@ def test_a_finished_comparison_measures_nothing_and_refuses_another_task(
     assert "was made of other things: evaluate" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_more_budgets_seeds_and_searchers_add_to_what_is_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,6 +324,7 @@ def remembered(**options: Any) -> PruningTask:
     return toy_task(**options)
 
 
+@pytest.mark.long
 def test_options_reach_the_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     OPENED.clear()
     asked = ["--reward-samples", "77", "--calibration-samples", "55", "--stages", "8,16"]
@@ -367,6 +372,7 @@ def test_with_one_evaluation_luck_needs_all_seeds(tmp_path: Path) -> None:
     assert len({tuple(run["kept"]) for run in runs}) == 3
 
 
+@pytest.mark.long
 def test_what_is_kept_is_small_and_complete(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -388,6 +394,7 @@ def test_what_is_kept_is_small_and_complete(
     assert content["command"] in page
 
 
+@pytest.mark.long
 def test_tensorboard_shows_curves_and_fronts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -417,6 +424,7 @@ def test_tensorboard_shows_curves_and_fronts(
     assert layouts == ["custom_scalars__config__"]
 
 
+@pytest.mark.long
 def test_comparisons_merge_into_one_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

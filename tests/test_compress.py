@@ -258,6 +258,7 @@ def test_what_is_wrong_is_said_before_anything_is_done(
         compressed(**wrong)
 
 
+@pytest.mark.long
 def test_progress_is_for_terminals(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,12 +72,14 @@ def test_the_order_follows_its_seed() -> None:
     assert not torch.equal(stratified_order(labels, 3), stratified_order(labels, 4))
 
 
+@pytest.mark.long
 def test_the_dense_network_is_good_and_in_eval_mode(trained: tuple[Path, DigitsNet]) -> None:
     net = trained[1]
     assert not any(module.training for module in net.modules())
     assert evaluate(net, [load_digits().test]).figure >= 0.97
 
 
+@pytest.mark.long
 def test_the_second_call_reads_the_file(
     trained: tuple[Path, DigitsNet], monkeypatch: pytest.MonkeyPatch
 ) -> None:

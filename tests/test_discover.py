@@ -250,6 +250,7 @@ def test_a_dead_channel_is_no_reason_to_freeze() -> None:
     assert [group.name for group in groups if group.frozen] == ["head"]
 
 
+@pytest.mark.long
 def test_seeds_and_batch_sizes_do_not_matter() -> None:
     for name in NAMES:
         again = find_groups(toy_model(name, seed=5), toy_inputs(name, batch=1), seed=9)

@@ -63,6 +63,7 @@ def host(state: Any) -> Any:
     return map_tensors(lambda tensor: tensor.cpu(), dict(state))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "options"),
     [pytest.param(n, {}, marks=pytest.mark.slow if n in VARIATIONS else ()) for n in NAMES]

@@ -90,6 +90,7 @@ def test_ids_are_registered() -> None:
     assert ID in IDS
 
 
+@pytest.mark.long
 def test_the_default_is_the_digits_task_at_half_the_cost() -> None:
     env = gymnasium.make(ID)
     task = env.unwrapped.task  # type: ignore[attr-defined]
@@ -100,6 +101,7 @@ def test_the_default_is_the_digits_task_at_half_the_cost() -> None:
     assert set(info) == TERMINAL
 
 
+@pytest.mark.long
 def test_a_fresh_process_needs_no_import() -> None:
     code = (
         "import gymnasium; env = gymnasium.make('prune_env:PruneEnv/Layerwise-v0', task='toy');"

@@ -102,6 +102,7 @@ class Watched:
         return tuple(torch.cat(parts) for parts in zip(*self.calls[path], strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_experts_are_found_with_the_module_of_their_parameters(family: str) -> None:
     paths = case(family).paths
@@ -109,6 +110,7 @@ def test_experts_are_found_with_the_module_of_their_parameters(family: str) -> N
     assert all(group.units == 6 for group in case(family).groups if group.name in paths)
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_reap_is_its_formula_written_out_on_the_weights() -> None:
     one = case("mixtral")
@@ -174,6 +176,7 @@ def test_an_unused_expert_scores_nothing_and_a_mute_one_only_its_share() -> None
     assert frequency(routing).tolist() == [0, 0.75, 0.25]
 
 
+@pytest.mark.long
 def test_a_mute_expert_goes_first_by_reap() -> None:
     model = network("mixtral")
     found = find_groups(model, batches()[0].inputs)
@@ -221,6 +224,7 @@ def test_without_any_expert_obs_takes_over_and_no_data_are_needed() -> None:
     assert all(torch.equal(ours[name], obs[name]) for name in obs)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("criterion", sorted(EXPERT_CRITERIA))
 def test_a_task_drops_the_experts_that_score_least(criterion: str) -> None:
     one = case("mixtral")
@@ -288,6 +292,7 @@ def project(**options: Any) -> Project:
     return Project("tiny", model, task, train, val, val, lambda: network("mixtral"))
 
 
+@pytest.mark.long
 def test_the_bench_prints_a_table_and_json_last(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "--task", "test_experts:project", "--dropped", "0,2,4", "--criteria", "reap,frequency",
@@ -315,6 +320,7 @@ def bare(**options: Any) -> PruningTask:
     return project(**options).task
 
 
+@pytest.mark.long
 def test_the_bench_wants_a_project(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench_experts.main(["--task", "test_experts:bare", "--calibration-rows", "8"]) == 2
     assert "'test_experts:bare' has no experts" in capsys.readouterr().err

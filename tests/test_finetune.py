@@ -118,6 +118,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path, last: int, opti
     assert whole.best_epoch == resumed.best_epoch
 
 
+@pytest.mark.long
 def test_sigkill_between_epochs_loses_at_most_one_epoch(tmp_path: Path) -> None:
     file = tmp_path / "tune.pt"
     script = (

@@ -329,6 +329,7 @@ def test_a_router_with_a_bias_never_chooses_what_was_removed(tmp_path: Path) -> 
     torch.testing.assert_close(logits(again), logits(small), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_router_without_a_bias_is_refused_and_the_cure_works(tmp_path: Path) -> None:
     """Rows of zeros would be chosen: logits off by half of the largest, without a word."""
     small, plan = mixture("Mixtral", lambda number: 4)

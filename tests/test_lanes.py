@@ -60,6 +60,7 @@ def test_measured_lanes_charge_every_plan_and_pay_what_it_is_worth(kind: type[Pl
     assert total == pytest.approx(wanted, abs=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [PruneEnv, PlanEnv])
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=10, deadline=None)

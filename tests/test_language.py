@@ -218,6 +218,7 @@ def test_fine_tuning_learns_from_tokens_and_a_teacher() -> None:
     assert pupil.history[-1].val_loss < before - 1
 
 
+@pytest.mark.long
 def test_run_speaks_of_perplexity(folder: Path, tmp_path: Path, capsys: Any) -> None:
     data = str(folder / "tokens.npz")
     arguments = ["--model", str(folder), "--data", data, "--finetune-epochs", "1"]
@@ -246,6 +247,7 @@ def make_tiny(**options: Any) -> Any:
     return token_project("tiny", tiny(), TokenSplits(rows(16), rows(4), rows(5)), **options)
 
 
+@pytest.mark.long
 def test_compare_speaks_of_perplexity(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setitem(PRESETS, "tiny_here", f"{__name__}:make_tiny")
     arguments = ["--task", "tiny_here", "--budget", "0.9", "--evaluations", "3", "--seeds", "2"]
@@ -352,6 +354,7 @@ def test_words_of_sentences(tmp_path: Path) -> None:
         load_sentences(tmp_path)
 
 
+@pytest.mark.long
 def test_a_classifier_of_sentences_is_trained_once_and_searched(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -378,6 +381,7 @@ def test_a_classifier_of_sentences_is_trained_once_and_searched(
     )
 
 
+@pytest.mark.long
 def test_other_data_or_settings_are_another_network(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("PRUNE_ENV_CACHE", str(tmp_path))
     loaders = TokenBatches(rows(4), 4), TokenBatches(rows(4), 4)
@@ -390,6 +394,7 @@ def test_other_data_or_settings_are_another_network(tmp_path: Path, monkeypatch:
     assert not list(tmp_path.glob("t-*/checkpoint.pt"))
 
 
+@pytest.mark.long
 def test_a_killed_training_goes_on(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("PRUNE_ENV_CACHE", str(tmp_path))
     loaders = TokenBatches(rows(8), 4, shuffle=True), TokenBatches(rows(4), 4)
@@ -448,6 +453,7 @@ def test_experts_cost_what_is_routed_to_them(tmp_path: Path) -> None:
     assert experts.macs == 2 * 8 * 2 * one
 
 
+@pytest.mark.long
 def test_inspect_prices_seven_billion(capsys: Any) -> None:
     assert inspect.main(["--hf-config", "mistral", "--length", "128"]) == 0
     out = capsys.readouterr().out

@@ -29,6 +29,7 @@ def variants(draw: st.DrawFn) -> PruningTask:
     return replace(task, leftover=LEFTOVERS[draw(st.sampled_from(sorted(LEFTOVERS)))])
 
 
+@pytest.mark.long
 @given(data=st.data())
 @settings(max_examples=60)
 def test_lanes_are_episodes(data: st.DataObject) -> None:
@@ -63,6 +64,7 @@ def check(lanes: Walk, own: list[PruningTask], states: list[State]) -> None:
     np.testing.assert_allclose(lanes.observation_NF, seen_NF, rtol=1e-6, atol=0)
 
 
+@pytest.mark.long
 @given(data=st.data())
 @settings(max_examples=60)
 def test_whole_plans_beside_the_path_are_the_tasks(data: st.DataObject) -> None:

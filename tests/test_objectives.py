@@ -501,6 +501,7 @@ def segmenter() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "figure", "apart"),
     [

@@ -33,6 +33,7 @@ def test_the_contract_holds_beyond_the_first_random_points(name: str) -> None:
     check_searcher(searcher_named(name), evaluations=40)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_a_search_improves_on_chance(name: str) -> None:
     task = uneven_task(10)
@@ -81,6 +82,7 @@ def test_a_missing_package_is_named_with_the_cure(
         searcher_named(name)
 
 
+@pytest.mark.long
 def test_the_list_of_names_does_not_import_optuna() -> None:
     code = "import sys, prune_env.search.searchers; assert 'optuna' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -318,6 +318,7 @@ def rows(count: int = 12, length: int = 10, seed: int = 0) -> list[Tensor]:
     return list(torch.randint(1, 64, (count, length), generator=seeded(seed)).split(4))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(CAUSAL))
 def test_labels_that_the_model_moves_are_read_as_it_does(name: str) -> None:
     """Its own loss, and the very task of batches whose labels are one ahead already."""

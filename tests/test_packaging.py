@@ -71,6 +71,7 @@ def wheel(built: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(built)
 
 
+@pytest.mark.long
 def test_the_wheel_holds_prune_env_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     tops = {name.partition("/")[0] for name in wheel.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"prune_env"}
@@ -134,6 +135,7 @@ def test_the_wheel_alone_is_the_whole_product(built: Path, tmp_path: Path) -> No
     assert "compare" in called(python.parent / "prune-env", "--help")
 
 
+@pytest.mark.long
 def test_the_core_imports_without_the_extras() -> None:
     """gymnasium, torch and numpy are enough: no other package of the extras is loaded."""
     code = (

@@ -83,6 +83,7 @@ def many_folder(runs: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_front_has_every_series_at_every_budget(finished: Path) -> None:
     results = json.loads((finished / "out" / "toy.json").read_text())
     assert [row["budget"] for row in results["rows"]] == list(ASKED)
@@ -95,6 +96,7 @@ def test_a_front_has_every_series_at_every_budget(finished: Path) -> None:
     assert results["settings"]["front"] == list(FRONT)
 
 
+@pytest.mark.long
 def test_the_search_of_many_budgets_is_charged_like_the_single_ones(finished: Path) -> None:
     figures = read_json(many_folder(finished) / "figures.json", "figures")["content"]
     charge = len(BUDGETS) * EVALUATIONS
@@ -112,6 +114,7 @@ def test_the_picture_is_on_every_page(finished: Path) -> None:
     assert "data:image/svg+xml" in page.read_text()
 
 
+@pytest.mark.long
 def test_a_killed_search_goes_on_and_a_finished_front_measures_nothing(
     finished: Path, capsys: pytest.CaptureFixture[str], counted: list[tuple[int, ...]]
 ) -> None:
@@ -206,6 +209,7 @@ def searched(course: Any, evaluations: int, budget: float) -> tuple[PruningTask,
     return task, ledger
 
 
+@pytest.mark.long
 def test_plans_of_every_budget_are_measured_and_the_policy_is_asked_for_each() -> None:
     task, ledger = searched(course_of(ASKED), 72, ASKED[-1])
     cost = task.rules.ratio(np.array([outcome.kept for outcome in ledger.history]))
@@ -216,6 +220,7 @@ def test_plans_of_every_budget_are_measured_and_the_policy_is_asked_for_each() -
         assert budget - 0.04 < left <= budget + SLACK
 
 
+@pytest.mark.long
 def test_best_within_loses_less_the_more_may_remain() -> None:
     task, ledger = searched(course_of(ASKED), 30, ASKED[-1])
     cost = [float(task.costs.ratio(outcome.kept, task.on)) for outcome in ledger.history]

@@ -259,6 +259,7 @@ def test_a_damaged_plan_is_refused_or_the_same(data: st.DataObject) -> None:
             assert PruningPlan.load(Path(folder) / "plan.json") == plan
 
 
+@pytest.mark.long
 @given(data=st.data())
 @settings(max_examples=300)
 def test_edits_never_escape_the_family(data: st.DataObject) -> None:

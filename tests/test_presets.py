@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -13,6 +14,7 @@ from prune_env.recovery.epoch import evaluate
 from prune_env.tasks.digits import load_digits
 
 
+@pytest.mark.long
 def test_digits_come_with_images_that_the_search_leaves_alone() -> None:
     project = open_named("digits", budget=0.4, reward_samples=64)
     assert isinstance(project, Project)
@@ -26,6 +28,7 @@ def test_digits_come_with_images_that_the_search_leaves_alone() -> None:
     assert torch.equal(made.eval()(images), project.dense(images))
 
 
+@pytest.mark.long
 def test_a_preset_of_digits_searches_as_the_task_of_the_package_does() -> None:
     options = {"budget": 0.5, "reward_samples": 64, "calibration_samples": 64}
     project, task = open_named("digits", **options), make_task("digits", **options)

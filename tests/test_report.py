@@ -128,6 +128,7 @@ def test_markdown_links_its_figures(tmp_path: Path) -> None:
     assert all((tmp_path / file).read_text().startswith("<?xml") for file in files)
 
 
+@pytest.mark.long
 def test_the_report_is_a_pure_function(tmp_path: Path) -> None:
     content = results()
     before = copy.deepcopy(content)
@@ -166,6 +167,7 @@ DEGENERATE: dict[str, Results] = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_any_results_make_a_report(name: str, tmp_path: Path) -> None:
     page, markdown = written(DEGENERATE[name], tmp_path)

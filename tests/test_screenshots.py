@@ -74,11 +74,13 @@ def test_a_tensorboard_that_does_not_start_is_quoted(
         pass
 
 
+@pytest.mark.long
 def test_runs_are_named_as_tensorboard_names_them(run: Path) -> None:
     assert logged_runs(run / "tensorboard") == {"random", "random/baseline_uniform"}
     assert logged_runs(run / "tensorboard" / "random") == {".", "baseline_uniform"}
 
 
+@pytest.mark.long
 def test_what_is_missing_is_said_with_the_cure(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,6 +102,7 @@ def greedy_fill(task: PruningTask, kept: tuple[int, ...], asked: list[float]) ->
         now[best] = level
 
 
+@pytest.mark.long
 @given(data=st.data())
 @settings(max_examples=100)
 def test_fill_is_its_definition(data: st.DataObject) -> None:
@@ -350,6 +351,7 @@ def test_data_and_models_that_cannot_be_are_refused() -> None:
         PruningTask.from_model(model, loader("residual"))
 
 
+@pytest.mark.long
 def test_stages_give_up_what_cannot_win() -> None:
     """Given up plans measure fewer samples; whoever measures without a rival measures all."""
     model, data = toy_model("residual"), loader("residual", 30)

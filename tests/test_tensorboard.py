@@ -60,6 +60,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_every_evaluation_is_a_step_of_every_curve(logged: Path) -> None:
     task, events = toy_task(budget=0.6), read(logged / "log")
     tags = {
@@ -75,6 +76,7 @@ def test_every_evaluation_is_a_step_of_every_curve(logged: Path) -> None:
     assert best == np.maximum.accumulate(rewards).tolist()
 
 
+@pytest.mark.long
 def test_curves_hold_what_the_search_returned(logged: Path) -> None:
     task, events = toy_task(budget=0.6), read(logged / "log")
     history = run_search(task, "ppo", N, 0, logged / "search").history
@@ -138,6 +140,7 @@ def test_pictures_texts_hparams_and_layout_are_there(logged: Path) -> None:
     assert all(any(re.match(p, tag) for tag in scalars) for p in patterns), "a chart without data"
 
 
+@pytest.mark.long
 def test_a_resumed_search_is_logged_once(tmp_path: Path) -> None:
     """Killed half-way, then done again into the same folder."""
     search(tmp_path, "random")
@@ -153,6 +156,7 @@ def test_a_resumed_search_is_logged_once(tmp_path: Path) -> None:
     assert len(list((tmp_path / "log").glob("events.out.*"))) == 1
 
 
+@pytest.mark.long
 def test_a_finished_search_keeps_its_log(tmp_path: Path) -> None:
     search(tmp_path, "random")
     search(tmp_path, "random")  # returns at once: the listener hears nothing
@@ -193,6 +197,7 @@ def halved(task: PruningTask) -> PruningTask:
     return dataclasses.replace(task, evaluator=Halved(task.evaluator.measure, dense=dense))
 
 
+@pytest.mark.long
 def test_probes_and_glimpses_are_no_candidates(tmp_path: Path) -> None:
     # At its best where everything is kept, which the budget forbids.
     task = halved(toy_task(target=0.0, budget=0.6))

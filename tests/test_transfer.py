@@ -146,6 +146,7 @@ def test_a_plan_moved_to_its_own_budget_stays(offsets: list[float], budget: floa
     assert np.abs(np.array(again) - plan).max() <= 3
 
 
+@pytest.mark.long
 def test_searches_on_the_target_go_on_from_the_policy_or_start_afresh(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,6 +242,7 @@ def test_a_policy_of_whole_plans_fits_its_network_only(trained: Path, tmp_path: 
         run_search(longer(budget=0.5), "ppo_plan", 9, 0, tmp_path, searcher=agent)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["ppo", "sac"])
 def test_a_search_goes_on_and_resumes(trained: Path, tmp_path: Path, name: str) -> None:
     """On a longer network, killed once; finished it measures nothing."""
@@ -267,6 +269,7 @@ def test_a_search_goes_on_and_resumes(trained: Path, tmp_path: Path, name: str) 
         run_search(task, name, 10, 1, tmp_path / "b", searcher=agent)
 
 
+@pytest.mark.long
 def test_another_seed_or_policy_is_another_search(trained: Path, tmp_path: Path) -> None:
     task = shorter(budget=0.5)
     agent = continuing("ppo", trained / "ppo" / "policy.safetensors")

@@ -181,6 +181,7 @@ def random_plan(name: str, seed: int) -> PruningPlan:
     return PruningPlan.of_levels(groups, levels, orders)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_heads_and_neurons_are_found_and_verified(name: str) -> None:
     live = case(name).live
@@ -209,6 +210,7 @@ def test_order_in_memory_mode_and_batches_do_not_matter(name: str) -> None:
     assert find_groups(model, inputs, more_inputs=more) == case(name).groups
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("seed", range(3))
 def test_masked_equals_compact(name: str, seed: int) -> None:
@@ -278,6 +280,7 @@ def test_attributes_that_count_heads_follow() -> None:
     )  # the residual width, equal before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["mistral", "gpt2", "mixtral"])
 def test_generation_with_a_cache_equals_generation_without(name: str) -> None:
     small = compact(case(name).model, random_plan(name, 2))
@@ -385,6 +388,7 @@ def test_an_average_over_heads_freezes_them_only_where_it_is_used(used: bool) ->
     assert used or attention.units == 4
 
 
+@pytest.mark.long
 def test_block_sparse_attention_is_frozen_with_a_reason_its_neurons_are_not() -> None:
     options = TEXT | {"attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 1}
     config = transformers.BigBirdConfig(**options)

@@ -106,6 +106,7 @@ def drawn(task: PruningTask, seed: int) -> tuple[int, ...]:
     return task.decode(generator.random(task.length).tolist())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_episodes_give_plans_within_the_budget(name: str, kind: str) -> None:

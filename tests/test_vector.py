@@ -59,6 +59,7 @@ def same(first: Any, second: Any) -> None:
         assert first.shape == second.shape
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 @settings(max_examples=15)

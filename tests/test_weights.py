@@ -581,6 +581,7 @@ def test_a_task_runs_on_weights_as_on_channels() -> None:
     assert PruningPlan.from_json(plan.to_json()).kept == plan.kept
 
 
+@pytest.mark.long
 def test_the_bench_measures_every_method_on_a_small_model(tmp_path: Path) -> None:
     _causal("untied").save_pretrained(tmp_path / "model")
     ids = torch.randint(64, (6, 12), generator=torch.Generator().manual_seed(0)).numpy()

@@ -45,6 +45,7 @@ def two() -> Iterator[Processes]:
 # ---- the same outcomes
 
 
+@pytest.mark.long
 def test_batches_are_what_one_plan_at_a_time_was(two: Processes) -> None:
     plans = [task().decode(row) for row in np.random.default_rng(0).random((12, 4)).tolist()]
     plans += plans[3:6]
@@ -63,6 +64,7 @@ def test_a_batch_is_cut_at_what_is_left(two: Processes) -> None:
     assert (ledger.spent, ledger.exhausted) == (5, True)
 
 
+@pytest.mark.long
 def test_a_task_of_a_network_measures_the_same_elsewhere() -> None:
     """To the bit, repair and BatchNorm included, with as many threads."""
     data = [(toy_inputs("residual", n, 8), torch.arange(8) % 5) for n in range(6)]
@@ -71,6 +73,7 @@ def test_a_task_of_a_network_measures_the_same_elsewhere() -> None:
     assert here == there
 
 
+@pytest.mark.long
 def test_more_threads_than_cores_are_said(caplog: pytest.LogCaptureFixture) -> None:
     with Processes(cores() + 1) as workers:
         Ledger(task(), LIMIT, workers=workers).measure(plans((9, 9, 9, 9))[:2])
@@ -78,6 +81,7 @@ def test_more_threads_than_cores_are_said(caplog: pytest.LogCaptureFixture) -> N
     assert re.search(said, caplog.text)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", ["one", "two"])
 def test_a_search_goes_on_with_other_workers(tmp_path: Path, two: Processes, first: str) -> None:
     workers: list[Any] = [1, two] if first == "one" else [two, 1]
@@ -115,6 +119,7 @@ def plans(fault: Kept) -> list[Kept]:
     return [(10, 10, 10, 10), (8, 12, 10, 10), fault, (6, 12, 12, 10), (4, 12, 12, 12)]
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_is_replaced_once_and_nothing_is_lost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -138,6 +143,7 @@ def test_a_worker_that_dies_is_replaced_once_and_nothing_is_lost(
     assert [o.kept for o in found] == more
 
 
+@pytest.mark.long
 def test_an_error_is_that_of_one_process(two: Processes) -> None:
     ledger = Ledger(task(), LIMIT, workers=two)
     with pytest.raises(PlanError, match=r"the budget is 0\.600"):
@@ -151,6 +157,7 @@ def test_a_task_that_cannot_be_sent_says_what_to_do() -> None:
         Ledger(local, LIMIT, workers=workers).measure(plans((9, 9, 9, 9)))
 
 
+@pytest.mark.long
 def test_a_factory_of_another_task_is_refused() -> None:
     other = partial(toy_task, budget=0.7)
     with (
@@ -180,6 +187,7 @@ run_search(toy_task(budget=0.6), "random", 8, 0, workers=2)
 """
 
 
+@pytest.mark.long
 def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(UNGUARDED)
@@ -217,6 +225,7 @@ class Three(Walk):
         return super().propose(3) if self.reward == -np.inf else []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("together", [1, 4])
 def test_what_proposes_is_a_searcher(two: Processes, together: int) -> None:
     check_searcher(proposing(Walk, together), evaluations=13, workers=two)
