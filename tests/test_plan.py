@@ -47,6 +47,11 @@ def test_a_file_round_trip_and_a_summary_for_people(tmp_path: Path) -> None:
     assert content["summary"]["b1.0"] == "5 of 10"
 
 
+def test_it_is_shown_in_one_line() -> None:
+    assert repr(half()).startswith("PruningPlan(4 groups: stem.0 4/8, ")
+    assert len(repr(half())) < 150
+
+
 def test_levels_and_sparsity_say_what_is_kept() -> None:
     plan = half()
     assert plan.levels == {"stem.0": 4, "a1.0": 3, "shortcut": 6, "b1.0": 5}

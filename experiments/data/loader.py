@@ -38,6 +38,18 @@ class CropFlip:
         return cropped.permute(0, 3, 1, 2)
 
 
+@dataclass(frozen=True)
+class Half:
+    """An augmentation of every second image; the others stay as they are."""
+
+    augment: Augmentation
+
+    def __call__(self, images: Tensor, generator: Generator | None) -> Tensor:
+        mixed = images.clone()
+        mixed[1::2] = self.augment(images[1::2], generator)
+        return mixed
+
+
 @dataclass(frozen=True, eq=False)
 class ImageBatches:
     """Yields `(images, labels)`, float32 (B, C, H, W) and int64 (B,), anew on every pass.

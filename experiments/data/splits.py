@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from prune_env.errors import DataError
+from prune_env.errors import DataError, look_up
 from prune_env.experiments.data.images import ImageSet
-from prune_env.experiments.data.loader import Augmentation, CropFlip, ImageBatches, loader
+from prune_env.experiments.data.loader import Augmentation, CropFlip, Half, ImageBatches, loader
 from prune_env.experiments.data.parts import RawSplits
 from prune_env.experiments.data.readers import READERS
 from prune_env.tasks import digits
@@ -32,6 +33,14 @@ RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet; what published networks, and ours for CIFAR-10, were trained with."""
 
 
+SAMPLES: dict[str, Callable[[Augmentation], Augmentation | None]] = {
+    "plain": lambda augment: None,
+    "half": Half,
+    "augmented": lambda augment: augment,
+}
+"""What a task's samples are, made of a network's training images and their augmentation."""
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSplits:
     """The parts, the names of the classes, and the channel statistics to normalise with."""
@@ -42,6 +51,30 @@ class ImageSplits:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+def augmentation(images: ImageSet) -> Augmentation | None:
+    """What training does to images: crops and mirror images, if they are large enough."""
+    return CropFlip(4) if images.images.shape[-1] >= 24 else None
+
+
+def task_samples(splits: ImageSplits, seed: int, samples: str = "plain") -> ImageBatches:
+    """What a task calibrates on and is paid by: training images in an order that `seed` draws.
+
+    Args:
+        splits: the data.
+        seed: of the order and of the augmentation.
+        samples: "plain", "augmented", or "half" of each, one after the other.
+
+    Raises:
+        ConfigError: there are no such samples.
+    """
+    augment = augmentation(splits.train)
+    chosen = look_up("kind of samples", samples, SAMPLES)
+    return loader(
+        splits.train, batch_size=125, mean=splits.mean, std=splits.std, shuffle=True, seed=seed,
+        augment=chosen(augment) if augment else None,
+    )  # fmt: skip
 
 
 def load_splits(path: str | Path, *, seed: int) -> ImageSplits:

@@ -6,6 +6,7 @@ minutes on one core, on a part of the images: far from published accuracy, but t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +15,15 @@ from torch import nn
 
 from prune_env import PruningTask
 from prune_env.experiments.data.places import locate
-from prune_env.experiments.data.splits import CropFlip, ImageSplits, load_splits, loader, shuffled
+from prune_env.experiments.data.splits import (
+    CropFlip,
+    ImageSplits,
+    augmentation,
+    load_splits,
+    loader,
+    shuffled,
+    task_samples,
+)
 from prune_env.experiments.networks.dense import trained
 from prune_env.experiments.networks.models import build_model, load_weights
 from prune_env.pipeline.project import Project
@@ -84,8 +93,13 @@ def _trained_here(model: str, options: Any) -> Project:
     batches = partial(loader, mean=splits.mean, std=splits.std)
     train = batches(images, batch_size=128, augment=CropFlip(4), shuffle=True)
     val = batches(shuffled(splits.val, seed, slice(VAL)), batch_size=250)
-    dense = trained(name, factory, (train, val), training.settings, options)
+    dense = trained(name, factory, (train, val), training.settings, without_samples(options))
     return image_project(name, dense, splits, factory, **options)
+
+
+def without_samples(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `TaskOptions`."""
+    return {name: value for name, value in options.items() if name != "samples"}
 
 
 def image_project(
@@ -98,17 +112,17 @@ def image_project(
         dense: the trained network.
         splits: its data.
         factory: makes the network with any weights.
-        options: of `TaskOptions`; `seed` also draws the task's samples, `recipe` is the project's.
+        options: of `TaskOptions`; `seed` also draws the task's samples, `samples` says what they
+            are (see `task_samples`), `recipe` is the project's.
     """
-    recipe = options.pop("recipe", {})
+    recipe, kind = options.pop("recipe", {}), options.pop("samples", "plain")
+    augment = augmentation(splits.train)
     batches = partial(loader, mean=splits.mean, std=splits.std)
-    augment = CropFlip(4) if splits.train.images.shape[-1] >= 24 else None
-    # The task's samples: a random but fixed part of the training images, without augmentation.
-    plain = batches(splits.train, batch_size=125, shuffle=True, seed=options.get("seed", 0))
+    samples = task_samples(splits, options.get("seed", 0), kind)
     return Project(
         name=name,
         dense=dense,
-        task=PruningTask.from_model(dense, plain, name=name, **options),
+        task=PruningTask.from_model(dense, samples, name=name, **options),
         train=batches(splits.train, batch_size=128, augment=augment, shuffle=True),
         val=batches(splits.val, batch_size=250),
         test=batches(splits.test, batch_size=250),

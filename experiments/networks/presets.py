@@ -25,6 +25,7 @@ from prune_env.experiments.data.texts import (
     load_sentences,
 )
 from prune_env.experiments.data.tokens import TokenBatches
+from prune_env.experiments.networks.cifar import image_project, without_samples
 from prune_env.experiments.networks.dense import trained
 from prune_env.experiments.networks.pretrained import (
     RECIPE,
@@ -171,18 +172,8 @@ def vit_cifar10(**options: Any) -> Project:
     batches = partial(loader, mean=splits.mean, std=splits.std)
     train = batches(splits.train, batch_size=128, augment=CropFlip(4), shuffle=True)
     val = batches(splits.val, batch_size=250)
-    dense = trained("vit_cifar10", factory, (train, val), LOOKING, options)
-    plain = batches(splits.train, batch_size=125, shuffle=True, seed=options.get("seed", 0))
-    return Project(
-        name="vit_cifar10",
-        dense=dense,
-        task=PruningTask.from_model(dense, plain, name="vit_cifar10", **options),
-        train=train,
-        val=val,
-        test=batches(splits.test, batch_size=250),
-        factory=factory,
-        recipe=RECIPE,
-    )
+    dense = trained("vit_cifar10", factory, (train, val), LOOKING, without_samples(options))
+    return image_project("vit_cifar10", dense, splits, factory, recipe=RECIPE, **options)
 
 
 def bert_sst2(**options: Any) -> Project:

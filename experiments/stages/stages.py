@@ -10,7 +10,7 @@ from torch import nn
 
 from prune_env import PruningTask
 from prune_env.experiments.config.run import RunConfig
-from prune_env.experiments.data.splits import CropFlip, load_splits, loader
+from prune_env.experiments.data.splits import augmentation, load_splits, loader, task_samples
 from prune_env.experiments.networks.dense import trained
 from prune_env.experiments.networks.models import build_model, load_weights
 from prune_env.experiments.networks.presets import open_named
@@ -38,15 +38,13 @@ def _image_project(config: RunConfig) -> Project:
     splits = load_splits(config.data, seed=config.seed)
     factory = partial(build_model, config.model, len(splits.classes))
     batches = partial(loader, mean=splits.mean, std=splits.std)
-    augment = CropFlip(4) if splits.train.images.shape[-1] >= 24 else None
+    augment = augmentation(splits.train)
     train = batches(splits.train, batch_size=config.batch_size, augment=augment, shuffle=True)
     val = batches(splits.val, batch_size=EVALUATION_BATCH)
     dense = _dense(config, factory, (train, val))
-    # The task's samples: a random but fixed part of the training images, without augmentation.
-    plain = batches(splits.train, batch_size=125, shuffle=True, seed=config.seed)
-    task = PruningTask.from_model(
-        dense, plain, name=f"{config.model} on {Path(config.data).name}", **config.task_options
-    )
+    samples = task_samples(splits, config.seed)
+    name = f"{config.model} on {Path(config.data).name}"
+    task = PruningTask.from_model(dense, samples, name=name, **config.task_options)
     return Project(
         name=task.name,
         dense=dense,

@@ -47,6 +47,12 @@ class PruningPlan:
     recipe: Recipe | None = None
     rounds: tuple[PruningPlan, ...] = ()
 
+    def __repr__(self) -> str:
+        shown = [f"{g.name} {len(self.kept[g.name])}/{g.units}" for g in self.groups[:4]]
+        more = ["..."] * (len(self.groups) > 4)
+        rounds = f", {len(self.rounds)} rounds" if self.rounds else ""
+        return f"PruningPlan({len(self.groups)} groups: {', '.join(shown + more)}{rounds})"
+
     def __post_init__(self) -> None:
         names = [group.name for group in self.groups]
         if set(names) != set(self.kept):

@@ -1,0 +1,159 @@
+"""Which samples should repair a network and pay its search: plain, augmented, how many?
+
+    python -m experiments.bench_calibration --task resnet20_cifar10
+
+In every draw all kinds get the same training images in the same order. The divergence from the
+dense network is measured on images of val that nothing was chosen on, for the uniform plan and for
+the best plan of a search, both applied as they are delivered. A ratio is to the first kind, draw by
+draw, with a 95 % interval over the draws.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from prune_env.experiments.benches.harness import BenchFlags, bench, pivoted
+from prune_env.experiments.config.cli import config_error
+from prune_env.experiments.config.options import AT_LEAST_1, option, require
+from prune_env.experiments.report.publishing import note
+
+STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
+"""Draws -> quantile of Student's t that leaves 2.5 % to either side."""
+
+
+@dataclass(frozen=True)
+class CalibrationConfig(BenchFlags):
+    """Kinds of samples of one network, at several budgets, over several draws."""
+
+    task: str = option("resnet20_cifar10", "project of images, by name")
+    kinds: tuple[str, ...] = option(
+        ("plain:500", "half:500", "augmented:500", "plain:2000", "half:2000"),
+        "kind and number of calibration samples, comma separated; the first is compared with",
+    )
+    budgets: tuple[float, ...] = option((0.5, 0.4, 0.3), "fractions of the MACs that may remain")
+    draws: int = option(5, "of the samples and of the search")
+    searcher: str = option("screened", "whose best plan is measured beside the uniform one")
+    evaluations: int = option(30, "of every search")
+    reward_samples: int = option(1000, "that plans are measured on, of the same kind")
+    val_samples: int = option(2500, "images of val that deliver the verdict")
+    processes: int = option(1, "draws and kinds at a time, one thread each", identity=False)
+    runs: Path = option(Path("runs/calibration"), "what is finished is kept there")  # noqa: RUF009
+
+    def __post_init__(self) -> None:
+        names = ("draws", "processes", "evaluations", "reward_samples", "val_samples")
+        require(self, dict.fromkeys(names, AT_LEAST_1))
+        for kind in self.kinds:
+            name, _, count = kind.partition(":")
+            if not name or not count.isdigit():
+                raise config_error(f"--kinds holds '{kind}'; give kind:samples, as in 'half:500'.")
+
+
+def measure(config: CalibrationConfig) -> dict[str, Any]:
+    """A row for every draw, kind, budget and plan."""
+    from prune_env.experiments.sweeps.parallel import mapped
+
+    cells = [(draw, kind) for draw in range(config.draws) for kind in config.kinds]
+    found = mapped(partial(rows_of, config), cells, config.processes)
+    return {"rows": [row for rows in found for row in rows]}
+
+
+def rows_of(config: CalibrationConfig, cell: tuple[int, str]) -> list[dict[str, Any]]:
+    """Of one draw and kind; read where they are finished."""
+    draw, kind = cell
+    from prune_env.experiments.networks.presets import open_named
+    from prune_env.fingerprint import identity_of
+    from prune_env.mdp.task import PruningTask
+    from prune_env.pipeline.once import once
+    from prune_env.quality.batches import take_batches
+    from prune_env.quality.evaluators import quality
+    from prune_env.search.searchers import run_search
+
+    name, _, count = kind.partition(":")
+    made_of = identity_of(
+        task=config.task, draw=draw, kind=kind, budgets=config.budgets, searcher=config.searcher,
+        evaluations=config.evaluations, samples=(config.reward_samples, config.val_samples),
+    )  # fmt: skip
+
+    def measured() -> dict[str, Any]:
+        project = open_named(
+            config.task, samples=name, calibration_samples=int(count), seed=draw,
+            budget=max(config.budgets), reward_samples=config.reward_samples,
+        )  # fmt: skip
+        assert not isinstance(project, PruningTask)
+        held_out, rows = take_batches(project.val, config.val_samples), []
+        for budget in config.budgets:
+            task = project.task.at(budget)
+            found = run_search(task, config.searcher, config.evaluations, draw).best
+            for plan, kept in (("uniform", task.decode([0.0] * task.length)), ("best", found.kept)):
+                reward = task.outcome(kept).metrics.divergence
+                true = quality(task.network(kept), held_out, task.objective, project.dense)
+                rows.append(
+                    {"draw": draw, "kind": kind, "budget": budget, "plan": plan, "reward": reward,
+                     "held_out": true.divergence}
+                )  # fmt: skip
+        return {"rows": rows}
+
+    path = config.runs / f"{config.task}-{kind.replace(':', '-')}-{draw}" / "rows.json"
+    rows: list[dict[str, Any]] = once(path, lambda: made_of, measured)["rows"]
+    for row in rows:
+        note(", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{v}" for k, v in row.items()))
+    return rows
+
+
+def page(figures: Mapping[str, Any]) -> str:
+    """Ratios to the first kind, and the divergences behind them."""
+    rows, settings = figures["rows"], figures["settings"]
+    first = settings["kinds"][0]
+    base = {_place(row): row["held_out"] for row in rows if row["kind"] == first}
+    kinds = {"samples": lambda row: str(row["kind"])}
+
+    def column(row: Mapping[str, Any]) -> str:
+        return f"{row['plan']}, {row['budget']:g}"
+
+    def ratio(own: Sequence[Mapping[str, Any]]) -> str:
+        middle, low, high = geometric([row["held_out"] / base[_place(row)] for row in own])
+        return f"{middle:.3f} ({low:.3f} to {high:.3f})" if low < high else f"{middle:.3f}"
+
+    def values(own: Sequence[Mapping[str, Any]]) -> str:
+        true, paid = (fmean(row[name] for row in own) for name in ("held_out", "reward"))
+        return f"{true:.4f} ({paid / true - 1:+.0%})"
+
+    others = [row for row in rows if row["kind"] != first]
+    return (
+        f"# Samples that repair and pay, {settings['task']}\n\n"
+        f"{settings['draws']} draws, {settings['val_samples']:,} val images, reward on "
+        f"{settings['reward_samples']:,} images of the same kind; best of "
+        f"{settings['evaluations']} evaluations of `{settings['searcher']}`. Columns: plan, and "
+        "budget in MACs.\n\n"
+        f"Held-out divergence as a ratio to that of `{first}`, geometric mean over the draws "
+        "with its 95 % interval:\n\n" + pivoted(others, kinds, column, ratio)
+        + "\nHeld-out divergence, mean over the draws, and how far the reward's was off:\n\n"
+        + pivoted(rows, kinds, column, values)
+    )  # fmt: skip
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["draw"], row["budget"], row["plan"]
+
+
+def geometric(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """Geometric mean and its 95 % interval; of one number, that number."""
+    logs = [math.log(ratio) for ratio in ratios]
+    middle, count = fmean(logs), len(logs)
+    if count < 2:
+        return math.exp(middle), math.exp(middle), math.exp(middle)
+    reach = STUDENT.get(count, 2.0) * stdev(logs) / math.sqrt(count)
+    return math.exp(middle), math.exp(middle - reach), math.exp(middle + reach)
+
+
+main = bench("bench_calibration", CalibrationConfig, measure, page)
+
+if __name__ == "__main__":
+    sys.exit(main(None))
