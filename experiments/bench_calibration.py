@@ -2,17 +2,20 @@
 
     python -m experiments.bench_calibration --task resnet20_cifar10
 
+    python -m experiments.bench_calibration --kinds half:500 --searchers evolution,surrogate
+
 In every draw all kinds get the same training images in the same order. The divergence from the
 dense network is measured on images of val that nothing was chosen on, for the uniform plan and for
-the best plan of a search, both applied as they are delivered. A ratio is to the first kind, draw by
-draw, with a 95 % interval over the draws.
+the best plan of every search, applied as they are delivered. A ratio is to the first kind, or to
+the uniform plan, draw by draw, with a 95 % interval over the draws.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,9 +42,12 @@ class CalibrationConfig(BenchFlags):
     )
     budgets: tuple[float, ...] = option((0.5, 0.4, 0.3), "fractions of the MACs that may remain")
     draws: int = option(5, "of the samples and of the search")
-    searcher: str = option("screened", "whose best plan is measured beside the uniform one")
+    searchers: tuple[str, ...] = option(
+        ("screened",), "whose best plans are measured beside the uniform one, comma separated"
+    )
     evaluations: int = option(30, "of every search")
     reward_samples: int = option(1000, "that plans are measured on, of the same kind")
+    fresh_samples: int = option(0, "further ones, of the same kind, for searchers that glimpse")
     val_samples: int = option(2500, "images of val that deliver the verdict")
     processes: int = option(1, "draws and kinds at a time, one thread each", identity=False)
     runs: Path = option(Path("runs/calibration"), "what is finished is kept there")  # noqa: RUF009
@@ -77,26 +83,30 @@ def rows_of(config: CalibrationConfig, cell: tuple[int, str]) -> list[dict[str, 
 
     name, _, count = kind.partition(":")
     made_of = identity_of(
-        task=config.task, draw=draw, kind=kind, budgets=config.budgets, searcher=config.searcher,
-        evaluations=config.evaluations, samples=(config.reward_samples, config.val_samples),
+        task=config.task, draw=draw, kind=kind, budgets=config.budgets,
+        searchers=config.searchers, evaluations=config.evaluations,
+        samples=(config.reward_samples, config.fresh_samples, config.val_samples),
     )  # fmt: skip
 
     def measured() -> dict[str, Any]:
         project = open_named(
             config.task, samples=name, calibration_samples=int(count), seed=draw,
             budget=max(config.budgets), reward_samples=config.reward_samples,
+            fresh_samples=config.fresh_samples,
         )  # fmt: skip
         assert not isinstance(project, PruningTask)
         held_out, rows = take_batches(project.val, config.val_samples), []
         for budget in config.budgets:
             task = project.task.at(budget)
-            found = run_search(task, config.searcher, config.evaluations, draw).best
-            for plan, kept in (("uniform", task.decode([0.0] * task.length)), ("best", found.kept)):
-                reward = task.outcome(kept).metrics.divergence
-                true = quality(task.network(kept), held_out, task.objective, project.dense)
+            for plan in ("uniform", *config.searchers):
+                start = time.process_time()
+                result = run_search(task, plan, config.evaluations, draw)
+                seconds, best = time.process_time() - start, result.best
+                true = quality(task.network(best.kept), held_out, task.objective, project.dense)
                 rows.append(
-                    {"draw": draw, "kind": kind, "budget": budget, "plan": plan, "reward": reward,
-                     "held_out": true.divergence}
+                    {"draw": draw, "kind": kind, "budget": budget, "plan": plan,
+                     "reward": best.metrics.divergence, "held_out": true.divergence,
+                     "charged": sum(o.metrics.share for o in result.history), "seconds": seconds}
                 )  # fmt: skip
         return {"rows": rows}
 
@@ -108,39 +118,54 @@ def rows_of(config: CalibrationConfig, cell: tuple[int, str]) -> list[dict[str, 
 
 
 def page(figures: Mapping[str, Any]) -> str:
-    """Ratios to the first kind, and the divergences behind them."""
+    """Ratios to the first kind and to the uniform plan, and the divergences behind them."""
     rows, settings = figures["rows"], figures["settings"]
-    first = settings["kinds"][0]
-    base = {_place(row): row["held_out"] for row in rows if row["kind"] == first}
-    kinds = {"samples": lambda row: str(row["kind"])}
+    first, kinds = settings["kinds"][0], {"samples": lambda row: str(row["kind"])}
+    lines = {**kinds, "plan": lambda row: str(row["plan"])}
 
     def column(row: Mapping[str, Any]) -> str:
         return f"{row['plan']}, {row['budget']:g}"
 
-    def ratio(own: Sequence[Mapping[str, Any]]) -> str:
-        middle, low, high = geometric([row["held_out"] / base[_place(row)] for row in own])
-        return f"{middle:.3f} ({low:.3f} to {high:.3f})" if low < high else f"{middle:.3f}"
-
     def values(own: Sequence[Mapping[str, Any]]) -> str:
         true, paid = (fmean(row[name] for row in own) for name in ("held_out", "reward"))
-        return f"{true:.4f} ({paid / true - 1:+.0%})"
+        return f"{true:.4f} ({paid / true - 1:+.1%})"
 
-    others = [row for row in rows if row["kind"] != first]
-    return (
+    text = (
         f"# Samples that repair and pay, {settings['task']}\n\n"
         f"{settings['draws']} draws, {settings['val_samples']:,} val images, reward on "
-        f"{settings['reward_samples']:,} images of the same kind; best of "
-        f"{settings['evaluations']} evaluations of `{settings['searcher']}`. Columns: plan, and "
-        "budget in MACs.\n\n"
-        f"Held-out divergence as a ratio to that of `{first}`, geometric mean over the draws "
-        "with its 95 % interval:\n\n" + pivoted(others, kinds, column, ratio)
-        + "\nHeld-out divergence, mean over the draws, and how far the reward's was off:\n\n"
-        + pivoted(rows, kinds, column, values)
-    )  # fmt: skip
+        f"{settings['reward_samples']:,} images of the same kind; {settings['evaluations']} "
+        "evaluations a search. Budgets are fractions of the MACs. Ratios of held-out divergences "
+        "are geometric means over the draws, with 95 % intervals.\n"
+    )
+    if len(settings["kinds"]) > 1:
+        others = [row for row in rows if row["kind"] != first]
+        text += f"\nTo `{first}`, plan by plan:\n\n"
+        text += pivoted(others, kinds, column, _ratios(rows, "kind", first))
+    others = [row for row in rows if row["plan"] != "uniform"]
+    if others:
+        text += "\nTo the uniform plan, samples by samples:\n\n"
+        text += pivoted(others, lines, _budget, _ratios(rows, "plan", "uniform"))
+    text += "\nHeld-out divergence, mean over the draws, and how far the reward's was off:\n\n"
+    return text + pivoted(rows, lines, _budget, values)
 
 
-def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row["draw"], row["budget"], row["plan"]
+def _budget(row: Mapping[str, Any]) -> str:
+    return f"{row['budget']:g}"
+
+
+def _ratios(
+    rows: Sequence[Mapping[str, Any]], name: str, to: str
+) -> Callable[[Sequence[Mapping[str, Any]]], str]:
+    """Cells of ratios to the rows whose field `name` is `to`, all else equal."""
+    keys = [key for key in ("draw", "kind", "budget", "plan") if key != name]
+    base = {tuple(row[key] for key in keys): row["held_out"] for row in rows if row[name] == to}
+
+    def cell(own: Sequence[Mapping[str, Any]]) -> str:
+        ratios = [row["held_out"] / base[tuple(row[key] for key in keys)] for row in own]
+        middle, low, high = geometric(ratios)
+        return f"{middle:.3f} ({low:.3f} to {high:.3f})" if low < high else f"{middle:.3f}"
+
+    return cell
 
 
 def geometric(ratios: Sequence[float]) -> tuple[float, float, float]:

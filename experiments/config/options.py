@@ -61,6 +61,11 @@ class TaskFlags:
     )
     reward: str = option("divergence", "reward of an episode: divergence, figure, loss or amc")
     reward_samples: int = option(1000, "training samples each plan is measured on")
+    fresh_samples: int = option(
+        0,
+        "further training samples, of which every plan that is glimpsed at sees its own",
+        added=True,
+    )
     calibration_samples: int = option(500, "training samples for the statistics of the repair")
     repair_samples: int = option(128, "of them, those that a repair with data sees for every plan")
     stages: tuple[int, ...] = option((), "reward samples after which a hopeless plan is given up")
@@ -107,6 +112,7 @@ _RULES: dict[str, Rule] = {
     "on": (lambda value: value in ("macs", "params", "bytes"), "macs, params or bytes"),
     "seed": AT_LEAST_0,
     "reward_samples": AT_LEAST_1,
+    "fresh_samples": AT_LEAST_0,
     "calibration_samples": AT_LEAST_1,
     "repair_samples": AT_LEAST_1,
     "stages": (lambda value: all(stage >= 1 for stage in value), "whole numbers from 1"),

@@ -41,8 +41,9 @@ from prune_env.quality.batches import (
 )
 from prune_env.quality.choosing import Wish
 from prune_env.quality.evaluators import Evaluator, Hopeless, Metrics
+from prune_env.quality.fresh import Fresh, beside
 from prune_env.quality.inference import Inference, fitting_batch
-from prune_env.quality.objectives import Objective
+from prune_env.quality.objectives import Objective, Rows
 from prune_env.quality.outputs import AUTO, Said
 from prune_env.repair.build import build_ladders
 from prune_env.repair.ladder import Ladders
@@ -77,6 +78,8 @@ class TaskOptions:
         leftover: what is done with unspent budget: "give_back" or "leave".
         calibration_samples: training samples for statistics and gradients.
         reward_samples: further training samples that the reward is measured on.
+        fresh_samples: training samples beyond these, of which every plan that is only glimpsed at
+            sees a part of its own; see `PruningTask.glimpse`.
         repair_samples: how many of the calibration samples a repair that needs data sees for
             every plan measured; the network of the final plan is repaired on all.
         stages: numbers of reward samples after which a search may give up a plan that cannot
@@ -109,6 +112,7 @@ class TaskOptions:
     leftover: str = "give_back"
     calibration_samples: int = CALIBRATION_SAMPLES
     reward_samples: int = 1000
+    fresh_samples: int = 0
     repair_samples: int = 128
     stages: Sequence[int] = ()
     precision: str = "auto"
@@ -153,6 +157,7 @@ class TaskKeywords(TypedDict, total=False):
     leftover: str
     calibration_samples: int
     reward_samples: int
+    fresh_samples: int
     repair_samples: int
     stages: Sequence[int]
     precision: str
@@ -192,6 +197,7 @@ class CandidateEvaluator:
         calibration: batches for the repair of the network of a plan that is kept.
         quick: batches for the repair of a plan that is only measured.
         quality: what measures a network.
+        fresh: further samples, for plans that are only glimpsed at.
         inference: how networks are run for the repair.
         dense: what the dense network measures.
         made_of: what else decides what is measured, see `fingerprint`.
@@ -209,18 +215,22 @@ class CandidateEvaluator:
     quality: Evaluator
     inference: Inference
     dense: Metrics
+    fresh: Fresh | None = None
     made_of: Identity = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
     cache: dict[tuple[tuple[int, ...], int | None], Metrics] = field(
         default_factory=dict, repr=False
     )
+    references: dict[tuple[int, ...], list[Rows]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def fingerprint(self) -> Identity:
         """All that decides what a plan measures, by the name of the part."""
+        further = {} if self.fresh is None else {"fresh_samples": self.fresh.evaluator}
         return {
             **self.made_of,
             **identity_of(
+                **further,
                 dense_weights=DIGEST + self.ladders.made_of.model,
                 calibration_samples=[self.calibration, [len(batch) for batch in self.quick]],
                 reward_samples_and_dense_outputs=self.quality,
@@ -257,6 +267,31 @@ class CandidateEvaluator:
             some = None if samples is None else (lambda metrics: True)
             self.cache[key] = self._measure(kept, some, None if samples is None else (samples,))
         return self.cache[key]
+
+    @property
+    def fresh_samples(self) -> int:
+        """Samples that `look` draws from."""
+        return 0 if self.fresh is None else self.fresh.samples
+
+    def look(self, kept: tuple[int, ...], samples: int, reference: tuple[int, ...]) -> Metrics:
+        """What about so many fresh samples say of a plan, beside a reference plan.
+
+        Which samples, the plan decides. See `quality.fresh.beside`.
+        """
+        assert self.fresh is not None
+        if reference not in self.references:
+            self.references[reference] = self._rows(
+                reference, range(len(self.fresh.evaluator.counts))
+            )
+        part = self.fresh.part(kept, samples)
+        rows, known = self._rows(kept, part), self.references[reference]
+        found = beside(self.fresh, part, rows, known)
+        return dataclasses.replace(found, share=found.samples / self.quality.samples)
+
+    def _rows(self, kept: tuple[int, ...], numbers: Sequence[int]) -> list[Rows]:
+        assert self.fresh is not None
+        with naming_layer(), _naming_plan(kept, self.objective):
+            return self.fresh.evaluator.rows(self.candidate(kept), numbers)
 
     def forget(self) -> None:
         """Measure every plan anew, for honest times; levels that were solved stay."""
@@ -373,7 +408,8 @@ def prepare(
     repair = repair_named(options.repair) if isinstance(options.repair, str) else options.repair
     untouched = copied(model)
     dense = sharing(untouched)  # a pass may write to buffers
-    calibration, rewarding, graded = _split(dense, data, options)
+    samples = _split(dense, data, options)
+    calibration, rewarding = samples.calibration, samples.rewarding
     quality = Evaluator.of(
         dense, rewarding, stages=sorted(options.stages), objective=options.objective,
         output=options.output,
@@ -383,7 +419,7 @@ def prepare(
     examples = [first_samples(batch, 2).inputs for batch in calibration]
     sketch = outline(dense, examples, options, groups)
     live = sketch.groups
-    gradients = functools.cache(lambda: loss_gradients(dense, graded, objective))
+    gradients = functools.cache(lambda: loss_gradients(dense, samples.graded, objective))
 
     def score(portion: Sequence[PrunableGroup], statistics: Calibration) -> dict[str, Tensor]:
         seed = options.seed + (live.index(portion[0]) if portion else 0)  # a draw for each portion
@@ -405,11 +441,20 @@ def prepare(
         calibration=tuple(calibration),
         quick=tuple(take_batches(calibration, options.repair_samples)),
         quality=dataclasses.replace(quality, inference=inference),
+        fresh=_fresh(dense, samples.fresh, quality.objective, inference),
         inference=inference,
         dense=measured,
         made_of=_made_of(untouched, options, objective),
     )
     return Parts(sketch, built.scores, evaluator)
+
+
+def _fresh(
+    dense: nn.Module, batches: Sequence[Batch], objective: Objective, inference: Inference
+) -> Fresh | None:
+    if not batches or objective.evaluate is not None:  # a function has its own samples
+        return None
+    return Fresh(Evaluator.of(dense, batches, inference, objective=objective))
 
 
 def _tell(found: Outline, seconds: float) -> None:
@@ -462,25 +507,61 @@ def _constrained(
     )
 
 
-def _split(
-    model: nn.Module, data: Iterable[Any], options: TaskOptions
-) -> tuple[list[Batch], list[Batch], list[Batch]]:
-    """Calibration batches, reward batches (other samples, as many as asked), those of gradients.
+@dataclass(frozen=True)
+class _Samples:
+    """What training samples are used for; no sample twice.
 
-    A loader too short for both is shared out in the same proportion, never used twice. Where an
-    objective is of whole batches, only statistics of inputs are collected on others.
+    Attributes:
+        calibration: statistics of inputs are collected on these.
+        graded: the same samples, in batches that the objective understands, for gradients.
+        rewarding: plans are measured on these.
+        fresh: plans that are only glimpsed at, each on a part of these.
+    """
+
+    calibration: list[Batch]
+    graded: list[Batch]
+    rewarding: list[Batch]
+    fresh: list[Batch]
+
+
+def _split(model: nn.Module, data: Iterable[Any], options: TaskOptions) -> _Samples:
+    """The first samples calibrate, the next ones pay, the last ones are fresh; as many as asked.
+
+    What a loader does not have is missing of the fresh ones first; one too short for the others is
+    shared out among them in the same proportion.
 
     Raises:
-        DataError: fewer than two samples, or batches that must stay whole.
+        DataError: fewer than two samples, or than two batches where these must stay whole.
     """
     cut = not getattr(options.objective, "batchwise", False)
     wanted = options.calibration_samples + options.reward_samples
-    device = device_of(model)
-    loader = loader_of(data, options.batch)
-    taken = [batch.to(device) for batch in take_batches(loader, wanted, cut=cut)]
-    found, count = sum(map(len, taken)), options.calibration_samples
+    device, loader = device_of(model), loader_of(data, options.batch)
+    taken = take_batches(loader, wanted + options.fresh_samples, cut=cut)
+    taken = [batch.to(device) for batch in taken]
+    found = sum(map(len, taken))
     if found < 2:
         raise DataError("the loader has one sample; statistics and reward need one each at least.")
+    count = _calibrating(found, options)
+    first, rest = parted(taken, count, cut)
+    if not rest:
+        raise DataError(
+            f"the loader has {len(taken)} batch(es), and the objective is of whole ones: "
+            "statistics and reward need one each at least."
+        )
+    rest, further = parted(rest, options.reward_samples, cut)
+    size = options.batch_size or fitting_batch(model, first_samples(first[0], 2).inputs)
+    calibration = calibration_batches(model, first, sum(map(len, first)), size)
+    rewarding, fresh = (
+        [channels_last(batch) for batch in take_batches(part, None, size if cut else None)]
+        if part else [] for part in (rest, further)
+    )  # fmt: skip
+    return _Samples(calibration, calibration if cut else first, rewarding, fresh)
+
+
+def _calibrating(found: int, options: TaskOptions) -> int:
+    """How many of the samples calibrate; says what is less than was asked for."""
+    count = options.calibration_samples
+    wanted = count + options.reward_samples
     if found < wanted:
         count = min(max(1, round(count * found / wanted)), found - 1)
         _log.warning(
@@ -489,13 +570,9 @@ def _split(
             found, wanted, options.calibration_samples, options.reward_samples, count,
             found - count,
         )  # fmt: skip
-    first, rest = parted(taken, count, cut)
-    if not rest:
-        raise DataError(
-            f"the loader has {len(taken)} batch(es), and the objective is of whole ones: "
-            "statistics and reward need one each at least."
-        )
-    size = options.batch_size or fitting_batch(model, first_samples(first[0], 2).inputs)
-    calibration = calibration_batches(model, first, sum(map(len, first)), size)
-    rewarding = [channels_last(batch) for batch in take_batches(rest, None, size if cut else None)]
-    return calibration, rewarding, calibration if cut else first
+    if options.fresh_samples and found < wanted + options.fresh_samples:
+        _log.warning(
+            "%d of the %d fresh_samples asked for are left: plans see the same ones more often.",
+            max(0, found - wanted), options.fresh_samples,
+        )  # fmt: skip
+    return count

@@ -53,6 +53,15 @@ class PlanEvaluator(Protocol):
         """Quality on about the first `samples` (None: all); the expensive part."""
         ...
 
+    @property
+    def fresh_samples(self) -> int:
+        """Samples that `look` draws from; 0: there are none."""
+        ...
+
+    def look(self, kept: Kept, samples: int, reference: Kept) -> Metrics:
+        """What about so many fresh samples, the plan's own, say beside a reference plan."""
+        ...
+
     def predicted_loss(self, group: str, kept: int) -> float | None:
         """Loss that the repair predicts for a group, by name, at a number of kept units.
 
@@ -106,6 +115,15 @@ class OfFunction:
     def measure(
         self, kept: Kept, samples: int | None = None, hopeless: Hopeless | None = None
     ) -> Metrics:
+        """What the function says."""
+        return self.function(kept)
+
+    @property
+    def fresh_samples(self) -> int:
+        """None."""
+        return 0
+
+    def look(self, kept: Kept, samples: int, reference: Kept) -> Metrics:
         """What the function says."""
         return self.function(kept)
 

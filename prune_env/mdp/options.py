@@ -80,6 +80,7 @@ CHECKS: Mapping[str, Check] = {
     "leftover": named(LEFTOVERS, lambda value: False, f"one of {', '.join(LEFTOVERS)}"),
     "calibration_samples": whole(1),
     "reward_samples": whole(1),
+    "fresh_samples": whole(0),
     "repair_samples": whole(1),
     "stages": several(whole(1), "numbers of samples, such as (100, 300)"),
     "precision": among(PRECISIONS, f"one of {', '.join(PRECISIONS)}"),

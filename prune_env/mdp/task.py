@@ -399,20 +399,37 @@ class PruningTask:
         return self._rewarded(kept, self.evaluator.measure(kept))
 
     def glimpse(self, kept: Sequence[int], share: float) -> Outcome:
-        """Measure a plan on about the first `share` of the samples; the outcome is not eligible.
+        """Measure a plan on about a `share` of the samples; the outcome is not eligible.
 
-        A task that cannot measure a part measures all.
+        With `fresh_samples` the plan decides which of them it is measured on, and it is measured
+        beside the `reference` plan, which is known on all of them once it was glimpsed at with a
+        share of `widest`: figures are estimates of what all would say. Without, the first samples
+        are measured. A task that cannot measure a part measures all.
 
         Raises:
             PlanError: `kept` is not a level of every group, or exceeds the budget; or `share` is
-                no number in (0, 1].
+                no number in (0, 1], or `widest`.
         """
         kept = self._checked(kept)
-        share = value_of(share, "share", 1e-9, 1.0)
+        share = value_of(share, "share", 1e-9, max(1.0, self.widest))
         samples = None
+        if self.dense is not None and self.evaluator.fresh_samples:
+            samples = math.ceil(share * self.dense.samples)
+            looked = self.evaluator.look(kept, samples, self.reference)
+            return dataclasses.replace(self._rewarded(kept, looked), eligible=False)
         if self.dense is not None and share < 1:
             samples = math.ceil(share * self.dense.samples)
         return self._rewarded(kept, self.evaluator.measure(kept, samples))
+
+    @property
+    def widest(self) -> float:
+        """All fresh samples, as a share of those that pay; 0: there are none."""
+        return self.evaluator.fresh_samples / self.dense.samples if self.dense else 0.0
+
+    @cached_property
+    def reference(self) -> Kept:
+        """The uniform plan, which glimpses stand beside."""
+        return self.decode([0.0] * self.length)
 
     @cached_property
     def dense_reward(self) -> float:

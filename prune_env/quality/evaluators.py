@@ -171,18 +171,27 @@ class Evaluator:
         rows: list[Rows] = []
         seen, total, stages = 0, self.samples, self.stages if stages is None else stages
         with self.inference.ready(model) as fast:
-            for number, (batch, dense) in enumerate(zip(self.batches, self.dense, strict=True)):
-                raw = call_model(fast, batch.inputs)
-                ours, targets = self.objective.read(raw, batch, f"batch {number}")
-                rows.append(self.objective.rows(ours, targets, dense))
-                seen += self.counts[number]
+            for number, count in enumerate(self.counts):
+                rows.append(self._rows(fast, number))
+                seen += count
                 if hopeless is None or not stages or not stages[0] <= seen < total:
                     continue
                 stages = [stage for stage in stages if stage > seen]
-                metrics = summary(self.objective, rows, seen / total, model)
+                metrics = summary(self.objective, rows, seen / total)
                 if hopeless(metrics):
                     return metrics
-        return summary(self.objective, rows, 1.0, model)
+        return summary(self.objective, rows)
+
+    def rows(self, model: nn.Module, numbers: Iterable[int]) -> list[Rows]:
+        """Every named value of every prediction, by batch, of the batches of these numbers."""
+        with self.inference.ready(model) as fast:
+            return [self._rows(fast, number) for number in numbers]
+
+    def _rows(self, fast: nn.Module, number: int) -> Rows:
+        batch = self.batches[number]
+        raw = call_model(fast, batch.inputs)
+        ours, targets = self.objective.read(raw, batch, f"batch {number}")
+        return self.objective.rows(ours, targets, self.dense[number])
 
     def _of_function(self, value: float) -> Metrics:
         """How far a figure fell behind the dense network's is the divergence."""
@@ -230,7 +239,7 @@ def quality(
             + ("it compares with the dense network, and none is given (teacher=...)."
                if objective.needs_dense else "every target is -100, which means unlabelled.")
         )  # fmt: skip
-    return summary(objective, rows, 1.0, model)
+    return summary(objective, rows)
 
 
 def own_figure(objective: Objective, model: nn.Module) -> float:
@@ -254,7 +263,7 @@ def own_figure(objective: Objective, model: nn.Module) -> float:
     return value
 
 
-def summary(objective: Objective, rows: Sequence[Rows], share: float, model: nn.Module) -> Metrics:
+def summary(objective: Objective, rows: Sequence[Rows], share: float = 1.0) -> Metrics:
     """Means and their standard errors.
 
     Raises:
@@ -267,7 +276,7 @@ def summary(objective: Objective, rows: Sequence[Rows], share: float, model: nn.
     values |= {figure.name: _mean(joined[figure.name], figure) for figure in objective.figures}
     if not all(math.isfinite(value) for value, _ in values.values()):
         raise ModelError(
-            f"{type(model).__name__} gives NaN or infinite outputs on the evaluation data. "
+            "the network gives NaN or infinite outputs on the evaluation data. "
             "Check weights and BatchNorm statistics, or limit max_sparsity."
         )
     missing = (math.nan, 0.0)

@@ -39,11 +39,13 @@ class Choice:
             without (an upper confidence bound, and the mean).
         neighbours: plans beside the best measured ones of a budget that may join those to choose
             from; 0: none ever do.
+        share: of the samples that plans are measured on; below 1 they are glimpsed at.
     """
 
     measured: int = 4
     optimism: float = 1.0
     neighbours: int = 48
+    share: float = 1.0
 
 
 class Acquisition:
@@ -68,8 +70,28 @@ class Acquisition:
         Raises:
             Exhausted: nothing is left to spend.
         """
-        self.ledger.measure(self.promising(kept_NG, budget_N))
-        seen = Seen.of(self.ledger)
+        self.ask(self.promising(kept_NG, budget_N))
+        self.fit()
+
+    def ask(self, plans: Sequence[Kept]) -> None:
+        """Measure plans as the choice has it, in full or at a glimpse.
+
+        Raises:
+            Exhausted: nothing is left to spend.
+        """
+        if self.choice.share < 1:
+            self.ledger.glimpse(plans, self.choice.share)
+        else:
+            self.ledger.measure(plans)
+
+    @property
+    def seen(self) -> Seen:
+        """What the surrogate is fitted to."""
+        return Seen.of(self.ledger, looks=self.choice.share < 1)
+
+    def fit(self) -> None:
+        """Fit the surrogate to all that was measured."""
+        seen = self.seen
         if len(seen.kept_MG) < FEWEST:
             return
         self.scale = compression(seen.reward_M)
@@ -98,7 +120,7 @@ class Acquisition:
         Plans of different budgets are not compared: small ones promise larger gains.
         """
         several = bool(np.ptp(budget_N) > 0.0)
-        seen, found = Seen.of(self.ledger), list[Kept]()
+        seen, found = self.seen, list[Kept]()
         known = set(map(as_kept, seen.kept_MG))
         for budget, turns in self._due(budget_N).items():
             fresh = _new(map(as_kept, kept_NG[budget_N == budget]), known)

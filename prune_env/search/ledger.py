@@ -102,7 +102,15 @@ class Ledger:
     @property
     def seen(self) -> list[Outcome]:
         """What was measured in full, probes included."""
-        return [outcome for outcome in self.history if outcome.metrics.share == 1]
+        return [
+            row.outcome for row in self._rows
+            if not row.asked.startswith(SHARE) and row.outcome.metrics.share == 1
+        ]  # fmt: skip
+
+    @property
+    def looks(self) -> list[Outcome]:
+        """What was glimpsed at."""
+        return [row.outcome for row in self._rows if row.asked.startswith(SHARE)]
 
     @property
     def best(self) -> Outcome:
@@ -142,7 +150,13 @@ class Ledger:
         return self._answered(plans, PROBE)
 
     def glimpse(self, plans: Iterable[Sequence[int]], share: float) -> list[Outcome]:
-        """The outcomes on a share of the samples, charged as such; see `PruningTask.glimpse`."""
+        """The outcomes on a share of the samples, charged as such; see `PruningTask.glimpse`.
+
+        Where plans have fresh samples of their own, the reference plan that they stand beside is
+        measured on all of these first, and charged like any other.
+        """
+        if self.task.widest and not self.looks:
+            self._answered([self.task.reference], f"{SHARE} {self.task.widest!r}")
         return self._answered(plans, f"{SHARE} {float(share)!r}")
 
     def replay(self) -> None:

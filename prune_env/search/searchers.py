@@ -52,6 +52,7 @@ SEARCHERS: dict[str, str] = {
     "ddpg": "prune_env.agents.sb3:ddpg",
     "tqc": "prune_env.agents.sb3:tqc",
     "screened": "prune_env.search.screening:screened",
+    "surrogate": "prune_env.search.screening:surrogate",
     "tpe": "prune_env.agents.optuna_search:tpe",
     "cmaes": "prune_env.agents.optuna_search:cma_es",
 }

@@ -49,9 +49,9 @@ class Seen:
     reward_M: Floats
 
     @staticmethod
-    def of(ledger: Ledger) -> Seen:
-        """What a ledger has measured in full, in order."""
-        seen, task = ledger.seen, ledger.task
+    def of(ledger: Ledger, looks: bool = False) -> Seen:
+        """What a ledger has measured in full, in order; or what it has glimpsed at."""
+        seen, task = ledger.looks if looks else ledger.seen, ledger.task
         kept_MG = np.array([outcome.kept for outcome in seen], np.int64).reshape(-1, task.length)
         reward_M = np.array([outcome.reward for outcome in seen])
         return Seen(kept_MG, task.rules.ratio(kept_MG), reward_M)
