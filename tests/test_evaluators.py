@@ -143,7 +143,9 @@ def test_outputs_may_be_wrapped() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_outputs_that_are_not_finite_are_an_error(value: float) -> None:
     evaluator = Evaluator.of(Given(), [batch()])
-    with pytest.raises(ModelError, match="the network gives NaN or infinite outputs on the evaluation"):
+    with pytest.raises(
+        ModelError, match="the network gives NaN or infinite outputs on the evaluation"
+    ):
         evaluator(Given(value))
     with pytest.raises(ModelError, match="dense network gives NaN or infinite outputs on batch 0"):
         Evaluator.of(Given(value), [batch()])
