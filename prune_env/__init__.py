@@ -73,14 +73,14 @@ _HOMES = {
 }
 
 for _name, _one, _many in (
-    ("Layerwise", "PruneEnv", "LockstepVectorEnv"),
-    ("Plan", "PlanEnv", "PlanVectorEnv"),
-    ("Discrete", "DiscreteEnv", "DiscreteVectorEnv"),
+    ("Layerwise", "PruneEnv", "layerwise"),
+    ("Plan", "PlanEnv", "plan"),
+    ("Discrete", "DiscreteEnv", "discrete"),
 ):
     gymnasium.register(
         id=f"PruneEnv/{_name}-v0",
         entry_point=f"prune_env.mdp.env:{_one}",
-        vector_entry_point=f"prune_env.mdp.vector:{_many}",
+        vector_entry_point=f"prune_env.mdp.vector_wrappers:{_many}",
     )
 
 

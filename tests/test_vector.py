@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ from prune_env.mdp.vector import (
     PlanningVectorEnv,
     PlanVectorEnv,
 )
+from prune_env.mdp.vector_wrappers import ResidualAction, ShapedReward, StandardObservation
 from prune_env.testing import toy_task
 
 ID = "PruneEnv/Layerwise-v0"
@@ -106,6 +108,30 @@ def test_make_vec_finds_it() -> None:
         for _ in range(5):
             envs.step(envs.action_space.sample())
         envs.close()
+
+
+def test_make_vec_wraps_by_name_and_by_function() -> None:
+    names = ["ShapedReward", "ResidualAction", "StandardObservation"]
+    made = {"task": "toy", "num_envs": 3}
+    envs = gymnasium.make_vec(ID, vector_wrappers=names, **made)
+    assert isinstance(envs, StandardObservation)
+    assert isinstance(envs.unwrapped, LockstepVectorEnv)
+    assert json.loads(envs.unwrapped.spec.to_json())["kwargs"]["vector_wrappers"] == names
+    by_hand = StandardObservation(ResidualAction(ShapedReward(gymnasium.make_vec(ID, **made))))
+    other = gymnasium.make_vec(
+        ID, vector_wrappers=[ShapedReward, ResidualAction, StandardObservation], **made
+    )
+    envs.action_space.seed(0)
+    seen = [each.reset(seed=0)[0] for each in (envs, by_hand, other)]
+    for _ in range(4):
+        assert np.array_equal(seen[0], seen[1])
+        assert np.array_equal(seen[0], seen[2])
+        action = envs.action_space.sample()
+        steps = [each.step(action) for each in (envs, by_hand, other)]
+        assert steps[0][1].tolist() == steps[1][1].tolist() == steps[2][1].tolist()
+        seen = [step[0] for step in steps]
+    with pytest.raises(ConfigError, match=r"wrapper.*ShapedReward"):
+        gymnasium.make_vec(ID, vector_wrappers=["ShapedRewards"], **made)
 
 
 def test_gymnasiums_own_wrappers_work() -> None:

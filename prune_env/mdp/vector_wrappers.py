@@ -3,13 +3,16 @@
 envs = gymnasium.make_vec("PruneEnv/Layerwise-v0", num_envs=32)
 envs = StandardObservation(ResidualAction(ShapedReward(envs)))
 
-Gymnasium's `make_vec(wrappers=...)` is for loops over single environments, which take those.
+or, by name, `make_vec(..., num_envs=32, vector_wrappers=["ShapedReward", "ResidualAction"])`.
+Gymnasium's own `make_vec(wrappers=...)` is for loops over single environments, which take those.
 
 Legend: N episodes, A what an action holds, G groups, F features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +21,16 @@ from gymnasium.vector import VectorActionWrapper, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from prune_env.errors import ConfigError
+from prune_env.errors import ConfigError, look_up
 from prune_env.mdp.losses import expected_worth
 from prune_env.mdp.shapes import numbers
 from prune_env.mdp.transforms import LIMIT, Credit, Potential, Standing, absolute
-from prune_env.mdp.vector import PlanningVectorEnv
+from prune_env.mdp.vector import (
+    DiscreteVectorEnv,
+    LockstepVectorEnv,
+    PlanningVectorEnv,
+    PlanVectorEnv,
+)
 from prune_env.mdp.wrappers import require_sparsities
 
 Envs = VectorEnv[Any, Any, NDArray[Any]]
@@ -132,3 +140,34 @@ def planning_envs(env: Envs) -> PlanningVectorEnv:
             "in a loop over environments wrap each (prune_env.mdp.wrappers)."
         )
     return inner
+
+
+WRAPPERS: dict[str, Callable[[Envs], Envs]] = {
+    "ShapedReward": ShapedReward,
+    "ResidualAction": ResidualAction,
+    "StandardObservation": StandardObservation,
+}
+"""By name, so that what makes an environment stays JSON."""
+
+
+def wrapped(
+    kind: type[PlanningVectorEnv],
+    num_envs: int = 1,
+    vector_wrappers: Sequence[str | Callable[[Envs], Envs]] = (),
+    **keywords: Any,
+) -> Envs:
+    """A vector environment in wrappers, the first innermost: what `gymnasium.make_vec` makes.
+
+    Raises:
+        ConfigError: there is no wrapper of that name; otherwise see `kind`.
+    """
+    chosen = [look_up("wrapper", w, WRAPPERS) if isinstance(w, str) else w for w in vector_wrappers]
+    envs: Envs = kind(num_envs=num_envs, **keywords)
+    for wrapper in chosen:
+        envs = wrapper(envs)
+    return envs
+
+
+layerwise = partial(wrapped, LockstepVectorEnv)
+plan = partial(wrapped, PlanVectorEnv)
+discrete = partial(wrapped, DiscreteVectorEnv)
