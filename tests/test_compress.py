@@ -224,6 +224,21 @@ def test_a_figure_of_ones_own_has_no_interval() -> None:
     assert "not known" in str(result.table)
 
 
+def test_the_report_says_by_how_much_the_search_was_too_sure(tmp_path: Path) -> None:
+    result = compressed(epochs=0)
+    (row,) = result.results["rows"]
+    true = evaluate(result.network, TEST, reference=MODEL)
+    assert (row["kl_held_out"], row["kl_held_out_error"]) == (
+        true.divergence,
+        true.divergence_error,
+    )
+    reach = 1.96 * (row["kl_error"] ** 2 + true.divergence_error**2) ** 0.5
+    gap = row["kl"] - true.divergence
+    said = result.report(tmp_path).with_suffix(".md").read_text()
+    assert "| on test | reported minus that |" in said
+    assert f"| {gap:+.4f} ({gap - reach:+.4f} to {gap + reach:+.4f}) |" in said
+
+
 def test_without_test_data_it_says_so(kept: tuple[Path, Result], tmp_path: Path) -> None:
     result = compressed(TRAIN, VAL, epochs=0)
     assert result.table.measured_on == "val"

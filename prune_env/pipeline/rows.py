@@ -29,6 +29,8 @@ def row_of(
         "search_seconds": result.seconds,
         "reward": best.reward,
         "kl": best.metrics.divergence,
+        "kl_error": best.metrics.divergence_error,
+        "kl_held_out": None,
         yardstick.key("reward"): yardstick.of(best.metrics),
         yardstick.key("before"): None,
         yardstick.key("after"): None,

@@ -158,10 +158,14 @@ def left(network: nn.Module, plan: PruningPlan, task: PruningTask) -> dict[str, 
     return {"params": params, "params_ratio": params / float(task.costs.dense[1])}
 
 
-def measured(project: Project, model: nn.Module, data: Any) -> Metrics:
-    """A network on some data, beside the dense one where that is what everything is compared to."""
+def measured(project: Project, model: nn.Module, data: Any, apart: bool = False) -> Metrics:
+    """A network on some data.
+
+    Beside the dense one where how far `apart` they are is asked, or is all there is to measure.
+    """
     objective = project.task.objective
-    reference = project.dense if objective.needs_dense else None
+    beside = objective.needs_dense or (apart and objective.evaluate is None)
+    reference = project.dense if beside else None
     return evaluate(model, data, objective=objective, reference=reference)
 
 
@@ -171,11 +175,18 @@ def quality(project: Project, model: nn.Module) -> float:
 
 
 def figures(project: Project, model: nn.Module, stage: str) -> dict[str, Any]:
-    """The figure of quality on test and its standard error, by the keys of a stage."""
-    metrics, yardstick = measured(project, model, project.test), project.yardstick
+    """The figure of quality on test and its standard error, by the keys of a stage.
+
+    Before tuning also the divergence: what the search was paid for, where nothing was chosen.
+    """
+    metrics = measured(project, model, project.test, apart=stage == "before")
+    yardstick = project.yardstick
     value, spread = yardstick.of(metrics), yardstick.spread(metrics)
     error = yardstick.error(value, metrics.samples, spread)
-    return {yardstick.key(stage): value, yardstick.key(f"{stage}_error"): error}
+    facts = {yardstick.key(stage): value, yardstick.key(f"{stage}_error"): error}
+    if stage == "before" and project.task.objective.evaluate is None:
+        facts |= {"kl_held_out": metrics.divergence, "kl_held_out_error": metrics.divergence_error}
+    return facts
 
 
 def latencies(
