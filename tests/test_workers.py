@@ -19,6 +19,7 @@ import torch
 
 from prune_env import Ledger, PruningTask
 from prune_env.errors import ConfigError, ModelError, PlanError, RunError
+from prune_env.experiments import run
 from prune_env.mdp.evaluator import Kept, OfFunction
 from prune_env.mdp.rewards import Outcome
 from prune_env.quality.evaluators import Metrics
@@ -91,6 +92,23 @@ def test_a_search_goes_on_with_other_workers(tmp_path: Path, two: Processes, fir
         rows = journal.read_text().splitlines(keepends=True)
         journal.write_text("".join([rows[0], *rows[9:4:-1]]))
     assert found.history == run_search(task(), "random", LIMIT, 0).history
+
+
+@pytest.mark.long
+def test_a_run_takes_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--task", "toy", "--searcher", "random", "--baselines", "uniform", "--evaluations", "9"]
+    found, threads = [], torch.get_num_threads()
+    for count in ("1", "2"):
+        try:
+            assert run.main([*argv, "--runs", str(tmp_path / count), "--workers", count]) == 0
+        finally:
+            torch.set_num_threads(threads)
+        found.append(
+            [p.read_text() for p in sorted(tmp_path.glob(f"{count}/*/search/*/plan.json"))]
+        )
+        capsys.readouterr()
+    assert len(found[0]) == 2
+    assert found[0] == found[1]
 
 
 # ---- what goes wrong
