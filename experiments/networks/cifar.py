@@ -115,7 +115,7 @@ def image_project(
         options: of `TaskOptions`; `seed` also draws the task's samples, `samples` says what they
             are (see `task_samples`), `recipe` is the project's.
     """
-    recipe, kind = options.pop("recipe", {}), options.pop("samples", "plain")
+    recipe, kind = options.pop("recipe", {}), options.pop("samples", "half")
     augment = augmentation(splits.train)
     batches = partial(loader, mean=splits.mean, std=splits.std)
     samples = task_samples(splits, options.get("seed", 0), kind)
