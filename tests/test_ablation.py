@@ -21,7 +21,7 @@ from prune_env.mdp.leftover import leave
 from prune_env.mdp.rewards import figure
 from prune_env.mdp.task import PruningTask
 from prune_env.mdp.transforms import absolute
-from prune_env.search.neighbours import beside_best
+from prune_env.search.neighbours import best_plans, nearby
 from prune_env.search.screening import screened
 from prune_env.search.searchers import searcher_named
 from prune_env.testing import check_searcher, toy_task
@@ -112,7 +112,7 @@ def test_names_that_are_no_row_are_refused() -> None:
 def test_screened_plans_stay_in_the_budget_around_the_best() -> None:
     ledger = Ledger(uneven(budget=0.6, width=100), 30)
     ledger.run(searcher_named("random"), 0)
-    plans_NG = beside_best(ledger.task, ledger.seen, 60, np.random.default_rng(0))
+    plans_NG = nearby(ledger.task, best_plans(ledger.seen), 60, np.random.default_rng(0))
     assert plans_NG.shape == (60, 4)
     assert all(ledger.task.within_budget(kept) for kept in plans_NG)
     assert len(np.unique(plans_NG, axis=0)) > 50

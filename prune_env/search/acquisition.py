@@ -16,7 +16,7 @@ from prune_env.mdp.rules import Units, as_kept
 from prune_env.search.ledger import Ledger
 from prune_env.search.neighbours import PARENTS, mutated
 from prune_env.search.seen import Scale, Seen, compression
-from prune_env.search.surrogate import Strengths, Surrogate
+from prune_env.search.surrogate import CHOICES, NOISY, Strengths, Surrogate
 
 Floats = NDArray[np.float64]
 FEW = 10
@@ -102,7 +102,8 @@ class Acquisition:
 
     def _fitted(self, seen: Seen, scale: Scale, strengths: Strengths | None = None) -> Surrogate:
         rules = self.ledger.task.rules
-        return Surrogate.fit(rules, seen.kept_MG, scale(seen.reward_M), strengths)
+        choices = NOISY if self.choice.share < 1 else CHOICES
+        return Surrogate.fit(rules, seen.kept_MG, scale(seen.reward_M), strengths, choices)
 
     def judge(self, seen: Seen, budget: float) -> Surrogate | None:
         """What chooses among plans of one budget of several: fitted to the nearest in cost.

@@ -73,16 +73,21 @@ def _traded(task: PruningTask, plan: list[int], generator: np.random.Generator) 
     return trial
 
 
-def beside_best(
-    task: PruningTask, seen: Sequence[Outcome], count: int, generator: np.random.Generator
+def best_plans(seen: Sequence[Outcome], count: int = PARENTS) -> list[Kept]:
+    """Those of highest rank among the plans that may be the result; the best first."""
+    eligible = [outcome for outcome in seen if outcome.eligible]
+    ranked = sorted(eligible, key=lambda outcome: outcome.rank, reverse=True)
+    return [outcome.kept for outcome in ranked[:count]]
+
+
+def nearby(
+    task: PruningTask, best: Sequence[Kept], count: int, generator: np.random.Generator
 ) -> Units:
-    """Plans (N, G) beside the best of those seen.
+    """Plans (N, G) beside given ones, in turns.
 
     Half of them are some trades away, the others at offsets of any size in all groups.
     """
-    eligible = [outcome for outcome in seen if outcome.eligible]
-    best = sorted(eligible, key=lambda outcome: outcome.rank, reverse=True)[:PARENTS]
-    parents = [best[number % len(best)].kept for number in range(count)]
+    parents = [best[number % len(best)] for number in range(count)]
     traded = mutated(task, parents[: count // 2], generator)
     kept_NG, rules = np.array(parents[count // 2 :]), task.rules
     size_N = generator.random((len(kept_NG), 1))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from prune_env.mdp.evaluator import Kept
@@ -11,7 +9,7 @@ from prune_env.mdp.rules import as_kept
 from prune_env.search.acquisition import Acquisition, Choice
 from prune_env.search.allocators import PATHS, best_prior, plan_of
 from prune_env.search.ledger import Ledger
-from prune_env.search.neighbours import beside_best
+from prune_env.search.neighbours import PARENTS, best_plans, nearby
 
 CANDIDATES = 160
 """Plans that are looked at for a few that are measured: as many as an agent's lanes finish."""
@@ -25,7 +23,7 @@ def screened(ledger: Ledger, seed: int) -> None:
     best_prior(ledger)
     acquisition = Acquisition(ledger, Choice(), seed)
     while True:  # the ledger ends the search when it is spent
-        plans_NG = beside_best(task, ledger.seen, CANDIDATES, generator)
+        plans_NG = nearby(task, best_plans(ledger.seen), CANDIDATES, generator)
         acquisition.measure(plans_NG, np.full(CANDIDATES, task.budget))
 
 
@@ -44,17 +42,16 @@ def surrogate(ledger: Ledger, seed: int) -> None:
     with ledger.reserved(finalists):
         acquisition.ask(list(dict.fromkeys(plan_of(task, path(task)) for path in PATHS.values())))
         while True:
-            seen = [replace(o, eligible=task.within_budget(o.kept)) for o in ledger.looks]
-            plans_NG = beside_best(task, seen, CANDIDATES, generator)
+            plans_NG = nearby(task, _likeliest(acquisition, PARENTS), CANDIDATES, generator)
             acquisition.measure(plans_NG, np.full(CANDIDATES, task.budget))
-    ledger.measure(_finalists(acquisition, finalists))
-
-
-def _finalists(acquisition: Acquisition, count: int) -> list[Kept]:
-    """The plans within the budget that are expected to be best, noise aside."""
     acquisition.fit()
-    task = acquisition.ledger.task
-    seen = dict.fromkeys(map(as_kept, acquisition.seen.kept_MG))
-    plans, expected = [kept for kept in seen if task.within_budget(kept)], acquisition.surrogate
-    worth_N = expected(np.array(plans)) if expected else np.zeros(len(plans))
-    return [plans[place] for place in np.argsort(-worth_N, kind="stable")[:count]]
+    ledger.measure(_likeliest(acquisition, finalists))
+
+
+def _likeliest(acquisition: Acquisition, count: int) -> list[Kept]:
+    """The plans within the budget that are expected to be best, noise aside; the best first."""
+    task, seen, expected = acquisition.ledger.task, acquisition.seen, acquisition.surrogate
+    worth_M = expected(seen.kept_MG) if expected else seen.reward_M
+    order_M = np.argsort(-worth_M, kind="stable")
+    plans = dict.fromkeys(map(as_kept, seen.kept_MG[order_M]))
+    return [kept for kept in plans if task.within_budget(kept)][:count]

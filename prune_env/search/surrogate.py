@@ -47,15 +47,14 @@ class Strengths:
     noise: float
 
 
-CHOICES = tuple(
-    Strengths(*parts, noise)
-    for parts in (
-        (1.0, 1.0, 0.2, 2.0, 1.0), (1.0, 1.0, 0.2, 2.0, 2.0), (1.0, 1.0, 1.0, 2.0, 2.0),
-        (1.0, 1.0, 1.0, 1.0, 1.0), (3.0, 3.0, 0.3, 2.0, 2.0), (3.0, 1.0, 1.0, 2.0, 1.0),
-        (0.3, 3.0, 0.3, 2.0, 1.0),
-    )
-    for noise in (1e-3, 1e-2, 5e-2)
+PARTS = (
+    (1.0, 1.0, 0.2, 2.0, 1.0), (1.0, 1.0, 0.2, 2.0, 2.0), (1.0, 1.0, 1.0, 2.0, 2.0),
+    (1.0, 1.0, 1.0, 1.0, 1.0), (3.0, 3.0, 0.3, 2.0, 2.0), (3.0, 1.0, 1.0, 2.0, 1.0),
+    (0.3, 3.0, 0.3, 2.0, 1.0),
 )  # fmt: skip
+CHOICES = tuple(Strengths(*parts, noise) for parts in PARTS for noise in (1e-3, 1e-2, 5e-2))
+NOISY = tuple(Strengths(*parts, noise) for parts in PARTS for noise in (1e-2, 5e-2, 0.2, 0.5, 1.0))
+"""What strengths are chosen from: for plans measured in full, and for those only glimpsed at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +87,7 @@ class Surrogate:
         kept: Sequence[Sequence[int]] | Units,
         worth: Sequence[float] | Floats,
         strengths: Strengths | None = None,
+        choices: Sequence[Strengths] = CHOICES,
     ) -> Surrogate:
         """Fit to measured plans; with `strengths` given they are not chosen anew.
 
@@ -96,6 +96,7 @@ class Surrogate:
             kept: M plans.
             worth: what they are worth, M numbers.
             strengths: of the covariance.
+            choices: what they are chosen from otherwise.
         """
         kept_MG, worth_M = _thinned(np.asarray(kept), np.asarray(worth, np.float64))
         raw_MG = np.log(kept_MG / rules.units_G + FLOOR)
@@ -105,7 +106,7 @@ class Surrogate:
         target_M = (worth_M - center) / unit
         found = [
             (*_solved(choice, place_MG, target_M), choice)
-            for choice in ([strengths] if strengths else CHOICES)
+            for choice in ([strengths] if strengths else choices)
         ]
         _, white_MM, weight_M, chosen = max(found, key=lambda entry: entry[0])
         return Surrogate(rules, chosen, mean_G, scale, place_MG, center, unit, white_MM, weight_M)
