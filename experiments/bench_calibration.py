@@ -78,7 +78,7 @@ def rows_of(config: CalibrationConfig, cell: tuple[int, str]) -> list[dict[str, 
     from prune_env.mdp.task import PruningTask
     from prune_env.pipeline.once import once
     from prune_env.quality.batches import take_batches
-    from prune_env.quality.evaluators import quality
+    from prune_env.quality.evaluators import Evaluator
     from prune_env.search.searchers import run_search
 
     name, _, count = kind.partition(":")
@@ -96,22 +96,23 @@ def rows_of(config: CalibrationConfig, cell: tuple[int, str]) -> list[dict[str, 
         )  # fmt: skip
         assert not isinstance(project, PruningTask)
         held_out, rows = take_batches(project.val, config.val_samples), []
+        apart = Evaluator.of(project.dense, held_out, objective=project.task.objective)
         for budget in config.budgets:
             task = project.task.at(budget)
             for plan in ("uniform", *config.searchers):
                 start = time.process_time()
                 result = run_search(task, plan, config.evaluations, draw)
                 seconds, best = time.process_time() - start, result.best
-                true = quality(task.network(best.kept), held_out, task.objective, project.dense)
+                true = apart(task.network(best.kept)).divergence
                 rows.append(
                     {"draw": draw, "kind": kind, "budget": budget, "plan": plan,
-                     "reward": best.metrics.divergence, "held_out": true.divergence,
+                     "reward": best.metrics.divergence, "held_out": true,
                      "charged": sum(o.metrics.share for o in result.history), "seconds": seconds}
                 )  # fmt: skip
         return {"rows": rows}
 
     path = config.runs / f"{config.task}-{kind.replace(':', '-')}-{draw}" / "rows.json"
-    rows: list[dict[str, Any]] = once(path, lambda: made_of, measured)["rows"]
+    rows: list[dict[str, Any]] = once(path, made_of, measured)["rows"]
     for row in rows:
         note(", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{v}" for k, v in row.items()))
     return rows

@@ -19,10 +19,7 @@ from typing import Any
 from prune_env.experiments.benches.harness import BenchFlags, bench
 from prune_env.experiments.config.options import AT_LEAST_1, require
 from prune_env.experiments.config.run import option
-from prune_env.experiments.report.publishing import (
-    markdown,
-    note,
-)
+from prune_env.experiments.report.publishing import markdown, note
 
 
 @dataclass(frozen=True)

@@ -70,15 +70,14 @@ def _train(dense: Dense, checkpoint: Path, weights: Path) -> None:
 
 def training(splits: Any, images: Any) -> Any:
     """A loader for training on a part of the images, augmented as in a run."""
-    from prune_env.experiments.data.splits import CropFlip, loader
+    from prune_env.experiments.data.splits import augmentation, loader
 
-    augment = CropFlip(4) if images.images.shape[-1] >= 24 else None
     return loader(
         images,
         batch_size=128,
         mean=splits.mean,
         std=splits.std,
-        augment=augment,
+        augment=augmentation(images),
         shuffle=True,
     )
 

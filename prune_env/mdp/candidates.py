@@ -283,8 +283,8 @@ class CandidateEvaluator:
             self.references[reference] = self._rows(
                 reference, range(len(self.fresh.evaluator.counts))
             )
-        part = self.fresh.part(kept, samples)
-        rows, known = self._rows(kept, part), self.references[reference]
+        part, known = self.fresh.part(kept, samples), self.references[reference]
+        rows = [known[n] for n in part] if kept == reference else self._rows(kept, part)
         found = beside(self.fresh, part, rows, known)
         return dataclasses.replace(found, share=found.samples / self.quality.samples)
 

@@ -81,7 +81,7 @@ def beside(
 
 
 def _joined(rows: Sequence[Rows], name: str) -> Tensor:
-    return torch.cat([row.get(name, row["divergence"]) for row in rows]).double()
+    return torch.cat([row[name] for row in rows]).double()
 
 
 def _error(value_N: Tensor) -> float:

@@ -47,6 +47,11 @@ class Choice:
     neighbours: int = 48
     share: float = 1.0
 
+    @property
+    def looks(self) -> bool:
+        """Whether plans are only glimpsed at."""
+        return self.share < 1
+
 
 class Acquisition:
     """A surrogate of all that was measured, and the choice of what is measured next.
@@ -79,7 +84,7 @@ class Acquisition:
         Raises:
             Exhausted: nothing is left to spend.
         """
-        if self.choice.share < 1:
+        if self.choice.looks:
             self.ledger.glimpse(plans, self.choice.share)
         else:
             self.ledger.measure(plans)
@@ -87,7 +92,7 @@ class Acquisition:
     @property
     def seen(self) -> Seen:
         """What the surrogate is fitted to."""
-        return Seen.of(self.ledger, looks=self.choice.share < 1)
+        return Seen.of(self.ledger, looks=self.choice.looks)
 
     def fit(self) -> None:
         """Fit the surrogate to all that was measured."""
@@ -102,7 +107,7 @@ class Acquisition:
 
     def _fitted(self, seen: Seen, scale: Scale, strengths: Strengths | None = None) -> Surrogate:
         rules = self.ledger.task.rules
-        choices = NOISY if self.choice.share < 1 else CHOICES
+        choices = NOISY if self.choice.looks else CHOICES
         return Surrogate.fit(rules, seen.kept_MG, scale(seen.reward_M), strengths, choices)
 
     def judge(self, seen: Seen, budget: float) -> Surrogate | None:
