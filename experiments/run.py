@@ -78,9 +78,9 @@ def run(
     from prune_env.experiments.stages.directory import identity
     from prune_env.experiments.stages.stages import hunts_of, tuning_settings
     from prune_env.pipeline.rows import results_of
-    from prune_env.pipeline.stages import Tuning
     from prune_env.pipeline.whole import finished, found_rows, keep_results, searched
     from prune_env.pipeline.yardstick import yardstick_for
+    from prune_env.recovery.training import Tuning
 
     task = project if isinstance(project, PruningTask) else project.task
     hunts, said = hunts_of(config), {"command": command, "config": identity(config)}

@@ -54,7 +54,7 @@ def test_a_classifier_is_pruned_tuned_and_measured_again_from_its_checkpoint(
     for _ in range(2):
         assert bench_classifiers.main(argv) == 0
         found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
-        monkeypatch.setattr(tuning, "_train", None)  # a second tuning would call it
+        monkeypatch.setattr(tuning, "train_pass", None)  # a second tuning would call it
     rows = found[0]["rows"]
     assert found[1]["rows"] == rows
     names = [f"seed {seed}, {which} epoch" for seed in (0, 1) for which in ("chosen", "last")]

@@ -25,7 +25,7 @@ from prune_env.quality import OBJECTIVES, Figure, Metrics, Objective
 from prune_env.quality.batches import Batch
 from prune_env.quality.evaluators import Evaluator, named
 from prune_env.recovery import FinetuneSettings, evaluate
-from prune_env.recovery.finetune import Step
+from prune_env.recovery.training import Step
 
 PAGE = Path(__file__).parents[1] / "docs" / "objectives.md"
 BLOCKS = re.findall(r"^## ([^\n]+)\n.*?^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)

@@ -16,7 +16,7 @@ from prune_env.experiments.stages.stages import hunts_of, tuning_settings
 from prune_env.pipeline import stages
 from prune_env.pipeline.project import Project
 from prune_env.pipeline.rows import row_of
-from prune_env.pipeline.stages import Tuning
+from prune_env.recovery.training import Tuning
 from prune_env.structure.inputs import Inputs
 from prune_env.structure.weights import weight_groups
 from prune_env.testing import toy_inputs, toy_model

@@ -68,6 +68,13 @@ class TaskFlags:
     )
     calibration_samples: int = option(500, "training samples for the statistics of the repair")
     repair_samples: int = option(128, "of them, those that a repair with data sees for every plan")
+    goal: str = option(
+        "as_is",
+        "what plans are for: as_is, used as they are cut and repaired; tuned, and so they are "
+        "measured after a few steps of it",
+        added=True,
+    )
+    tuned_steps: int = option(60, "of it, with --goal tuned", added=True)
     stages: tuple[int, ...] = option((), "reward samples after which a hopeless plan is given up")
     precision: str = option("auto", "of the reward's measurement: auto, float32 or bfloat16")
     ignore: tuple[str, ...] = option((), "layers left alone: names or globs, comma separated")
@@ -115,6 +122,8 @@ _RULES: dict[str, Rule] = {
     "fresh_samples": AT_LEAST_0,
     "calibration_samples": AT_LEAST_1,
     "repair_samples": AT_LEAST_1,
+    "goal": (lambda value: value in ("as_is", "tuned"), "as_is or tuned"),
+    "tuned_steps": AT_LEAST_1,
     "stages": (lambda value: all(stage >= 1 for stage in value), "whole numbers from 1"),
     "precision": (
         lambda value: value in ("auto", "float32", "bfloat16"),

@@ -45,9 +45,9 @@ class Training:
 
 RECIPES = {
     "resnet56": Training(15_000, FinetuneSettings(
-        epochs=14, learning_rate=0.1, label_smoothing=0.05, precision="bfloat16")),
+        epochs=14, learning_rate=0.1, label_smoothing=0.05)),
     "mobilenetv2": Training(12_000, FinetuneSettings(
-        epochs=9, learning_rate=0.05, label_smoothing=0.05, precision="bfloat16")),
+        epochs=9, learning_rate=0.05, label_smoothing=0.05)),
 }  # fmt: skip
 """Model -> its training."""
 VAL = 1_000

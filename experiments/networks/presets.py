@@ -37,6 +37,7 @@ from prune_env.experiments.networks.pretrained import (
 from prune_env.mdp.registry import resolve_factory
 from prune_env.pipeline.project import Project
 from prune_env.recovery.finetune import FinetuneSettings
+from prune_env.recovery.training import Tuning
 from prune_env.tasks import builtin
 from prune_env.tasks.digits import DigitsNet
 
@@ -100,6 +101,8 @@ def open_named(name: str, **options: Any) -> Project | PruningTask:
             f"'{name}' returned a {type(made).__name__}. Return a PruningTask (search only) "
             "or an experiments.project.Project (search, fine-tuning, test accuracy)."
         )
+    if isinstance(made, Project):
+        made = made.tuned_by(Tuning(FinetuneSettings(**made.recipe)))
     return made
 
 

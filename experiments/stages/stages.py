@@ -19,6 +19,7 @@ from prune_env.experiments.stages.policies import continuing
 from prune_env.pipeline.project import Project
 from prune_env.pipeline.stages import Hunt
 from prune_env.recovery.schedule import FinetuneSettings
+from prune_env.recovery.training import Tuning
 
 EVALUATION_BATCH = 250
 DENSE = "dense"
@@ -27,11 +28,16 @@ DENSE = "dense"
 
 def open_project(config: RunConfig) -> Project | PruningTask:
     """The network, data and task that the config names; trains the dense network if need be."""
+    opened: Project | PruningTask
     if config.task:
-        return open_named(config.task, **config.task_options)
-    if is_pretrained(config.model):
-        return pretrained_project(config.model, config.data, **config.task_options)
-    return _image_project(config)
+        opened = open_named(config.task, **config.task_options)
+    elif is_pretrained(config.model):
+        opened = pretrained_project(config.model, config.data, **config.task_options)
+    else:
+        opened = _image_project(config)
+    if isinstance(opened, PruningTask):
+        return opened
+    return opened.tuned_by(Tuning(tuning_settings(config, opened)))
 
 
 def _image_project(config: RunConfig) -> Project:

@@ -24,7 +24,7 @@ from prune_env.criteria.elementwise import Criterion, require_finite
 from prune_env.criteria.scorers import Evidence, score_groups
 from prune_env.errors import ConfigError, DataError, ModelError
 from prune_env.fingerprint import DIGEST, Identity, fingerprint, identity_of
-from prune_env.mdp.options import CHECKS, unknown_option
+from prune_env.mdp.options import AS_IS, CHECKS, TUNED, unknown_option
 from prune_env.mdp.rewards import Reward, require_reward
 from prune_env.mdp.rules import require_reachable
 from prune_env.plan.cut import Candidates
@@ -38,6 +38,7 @@ from prune_env.quality.batches import (
     loader_of,
     parted,
     take_batches,
+    take_then,
 )
 from prune_env.quality.choosing import Wish
 from prune_env.quality.evaluators import Evaluator, Hopeless, Metrics
@@ -45,6 +46,8 @@ from prune_env.quality.fresh import Fresh, beside
 from prune_env.quality.inference import Inference, fitting_batch
 from prune_env.quality.objectives import Objective, Rows
 from prune_env.quality.outputs import AUTO, Said
+from prune_env.recovery.short import ShortTuning
+from prune_env.recovery.training import Tuning
 from prune_env.repair.build import build_ladders
 from prune_env.repair.ladder import Ladders
 from prune_env.repair.repairs import Repair, repair_named
@@ -82,6 +85,10 @@ class TaskOptions:
             sees a part of its own; see `PruningTask.glimpse`.
         repair_samples: how many of the calibration samples a repair that needs data sees for
             every plan measured; the network of the final plan is repaired on all.
+        goal: what plans are for: "as_is", to be used as they are cut and repaired, or "tuned", to
+            be tuned: then they are measured after the first steps of a tuning.
+        tuned_steps: of that, on training samples of which none pays; see `ShortTuning`, and
+            `PruningTask.tuned_by` for how.
         stages: numbers of reward samples after which a search may give up a plan that cannot
             become its best; none by default, so every plan is measured on all.
         precision: of the measurement, "float32", "bfloat16", or "auto": see `Inference.of`.
@@ -114,6 +121,8 @@ class TaskOptions:
     reward_samples: int = 1000
     fresh_samples: int = 0
     repair_samples: int = 128
+    goal: str = AS_IS
+    tuned_steps: int = 60
     stages: Sequence[int] = ()
     precision: str = "auto"
     batch_size: int = 0
@@ -130,6 +139,11 @@ class TaskOptions:
         check_fields(self, CHECKS)
         if isinstance(self.reward, str):
             require_reward(self.reward, self.objective)
+        if self.goal == TUNED and self.stages:
+            raise ConfigError(
+                "stages give plans up while they are measured, and with goal='tuned' nearly all of "
+                "the time goes into tuning them before. Leave stages out."
+            )
 
     @staticmethod
     def of(options: Mapping[str, Any]) -> TaskOptions:
@@ -159,6 +173,8 @@ class TaskKeywords(TypedDict, total=False):
     reward_samples: int
     fresh_samples: int
     repair_samples: int
+    goal: str
+    tuned_steps: int
     stages: Sequence[int]
     precision: str
     batch_size: int
@@ -198,6 +214,7 @@ class CandidateEvaluator:
         quick: batches for the repair of a plan that is only measured.
         quality: what measures a network.
         fresh: further samples, for plans that are only glimpsed at.
+        short: the tuning that plans are measured after; None: they are measured as they are.
         inference: how networks are run for the repair.
         dense: what the dense network measures.
         made_of: what else decides what is measured, see `fingerprint`.
@@ -216,6 +233,7 @@ class CandidateEvaluator:
     inference: Inference
     dense: Metrics
     fresh: Fresh | None = None
+    short: ShortTuning | None = None
     made_of: Identity = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
     cache: dict[tuple[tuple[int, ...], int | None], Metrics] = field(
@@ -229,6 +247,7 @@ class CandidateEvaluator:
         further = {} if self.fresh is None else {"fresh_samples": self.fresh.evaluator}
         return {
             **self.made_of,
+            **({} if self.short is None else self.short.fingerprint),
             **identity_of(
                 **further,
                 dense_weights=DIGEST + self.ladders.made_of.model,
@@ -253,20 +272,46 @@ class CandidateEvaluator:
         """The same, without stages: every plan is measured in full."""
         return dataclasses.replace(self, quality=dataclasses.replace(self.quality, stages=()))
 
+    @property
+    def passes(self) -> int:
+        """Predictions that a full measurement makes; one that is trained on counts threefold."""
+        return self.quality.samples + (0 if self.short is None else self.short.passes)
+
+    def tuned_by(self, tuning: Tuning) -> CandidateEvaluator:
+        """The same, plans tuned in another way before they are measured, if they are."""
+        if self.short is None:
+            return self
+        short = dataclasses.replace(self.short, tuning=tuning)
+        return dataclasses.replace(self, short=short, cache={}, references={})
+
+    def as_measured(self, network: nn.Module) -> nn.Module:
+        """What a full measurement makes of a network that is cut and repaired; itself, or tuned."""
+        return network if self.short is None else self.short(network)
+
     def measure(
         self,
         kept: tuple[int, ...],
         samples: int | None = None,
         hopeless: Hopeless | None = None,
     ) -> Metrics:
-        """Quality of a plan on about the first `samples` predictions, whole batches; None: all."""
+        """Quality of a plan; of one that is to be tuned, after the first steps of it.
+
+        With `samples` it is measured as it is, on about so many first predictions, whole batches.
+        """
         if hopeless is not None:  # when it is given up depends on its rival: not to be kept
             return self._measure(kept, hopeless)
         key = (kept, samples)
         if key not in self.cache:
             some = None if samples is None else (lambda metrics: True)
-            self.cache[key] = self._measure(kept, some, None if samples is None else (samples,))
+            found = self._measure(kept, some, None if samples is None else (samples,))
+            if samples is not None:
+                found = self._charged(found)
+            self.cache[key] = found
         return self.cache[key]
+
+    def _charged(self, found: Metrics) -> Metrics:
+        """The same as the part that it is of a full measurement."""
+        return dataclasses.replace(found, share=found.samples / self.passes)
 
     @property
     def fresh_samples(self) -> int:
@@ -286,7 +331,7 @@ class CandidateEvaluator:
         part, known = self.fresh.part(kept, samples), self.references[reference]
         rows = [known[n] for n in part] if kept == reference else self._rows(kept, part)
         found = beside(self.fresh, part, rows, known)
-        return dataclasses.replace(found, share=found.samples / self.quality.samples)
+        return self._charged(found)
 
     def _rows(self, kept: tuple[int, ...], numbers: Sequence[int]) -> list[Rows]:
         assert self.fresh is not None
@@ -329,6 +374,8 @@ class CandidateEvaluator:
         with naming_layer(), _naming_plan(kept, self.objective):
             model = self.candidate(kept)
             start = time.perf_counter()
+            if stages is None and self.short is not None:
+                model = self.short(model)
             metrics = self.quality(model, hopeless, stages)
         self.clock.measure += time.perf_counter() - start
         self.clock.calls += 1
@@ -442,6 +489,7 @@ def prepare(
         quick=tuple(take_batches(calibration, options.repair_samples)),
         quality=dataclasses.replace(quality, inference=inference),
         fresh=_fresh(dense, samples.fresh, quality.objective, inference),
+        short=_short(untouched, samples, options, objective),
         inference=inference,
         dense=measured,
         made_of=_made_of(untouched, options, objective),
@@ -455,6 +503,14 @@ def _fresh(
     if not batches or objective.evaluate is not None:  # a function has its own samples
         return None
     return Fresh(Evaluator.of(dense, batches, inference, objective=objective))
+
+
+def _short(
+    dense: nn.Module, samples: _Samples, options: TaskOptions, objective: Objective
+) -> ShortTuning | None:
+    if options.goal != TUNED:
+        return None
+    return ShortTuning(dense, tuple(samples.tuning), options.tuned_steps, objective)
 
 
 def _tell(found: Outline, seconds: float) -> None:
@@ -516,12 +572,14 @@ class _Samples:
         graded: the same samples, in batches that the objective understands, for gradients.
         rewarding: plans are measured on these.
         fresh: plans that are only glimpsed at, each on a part of these.
+        tuning: plans are tuned on these before they are measured, where they are.
     """
 
     calibration: list[Batch]
     graded: list[Batch]
     rewarding: list[Batch]
     fresh: list[Batch]
+    tuning: list[Batch]
 
 
 def _split(model: nn.Module, data: Iterable[Any], options: TaskOptions) -> _Samples:
@@ -536,8 +594,9 @@ def _split(model: nn.Module, data: Iterable[Any], options: TaskOptions) -> _Samp
     cut = not getattr(options.objective, "batchwise", False)
     wanted = options.calibration_samples + options.reward_samples
     device, loader = device_of(model), loader_of(data, options.batch)
-    taken = take_batches(loader, wanted + options.fresh_samples, cut=cut)
-    taken = [batch.to(device) for batch in taken]
+    steps = options.tuned_steps if options.goal == TUNED else 0
+    parts = take_then(loader, wanted + options.fresh_samples, steps, cut=cut)
+    taken, tuning = ([batch.to(device) for batch in part] for part in parts)
     found = sum(map(len, taken))
     if found < 2:
         raise DataError("the loader has one sample; statistics and reward need one each at least.")
@@ -555,7 +614,14 @@ def _split(model: nn.Module, data: Iterable[Any], options: TaskOptions) -> _Samp
         [channels_last(batch) for batch in take_batches(part, None, size if cut else None)]
         if part else [] for part in (rest, further)
     )  # fmt: skip
-    return _Samples(calibration, calibration if cut else first, rewarding, fresh)
+    graded = calibration if cut else first
+    if len(tuning) < steps:
+        tuning += graded  # tuned on too, but never measured on
+        _log.warning(
+            "%d batches are left to tune on, calibration samples included, for %d tuned_steps: "
+            "they are met %.1f times.", len(tuning), steps, max(1.0, steps / len(tuning)),
+        )  # fmt: skip
+    return _Samples(calibration, graded, rewarding, fresh, tuning)
 
 
 def _calibrating(found: int, options: TaskOptions) -> int:

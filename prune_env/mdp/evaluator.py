@@ -16,6 +16,7 @@ from prune_env.fingerprint import Identity, identity_of
 from prune_env.plan.recipe import Recipe
 from prune_env.quality.evaluators import Hopeless, Metrics
 from prune_env.quality.objectives import CLASSIFICATION, Objective
+from prune_env.recovery.training import Tuning
 
 Kept = tuple[int, ...]
 
@@ -50,7 +51,20 @@ class PlanEvaluator(Protocol):
     def measure(
         self, kept: Kept, samples: int | None = None, hopeless: Hopeless | None = None
     ) -> Metrics:
-        """Quality on about the first `samples` (None: all); the expensive part."""
+        """Quality, in full or as it is on about the first `samples`; the expensive part."""
+        ...
+
+    @property
+    def passes(self) -> int:
+        """Predictions that a full measurement makes; one that is trained on counts threefold."""
+        ...
+
+    def tuned_by(self, tuning: Tuning) -> PlanEvaluator:
+        """The same, plans tuned in another way before they are measured, if they are."""
+        ...
+
+    def as_measured(self, network: nn.Module) -> nn.Module:
+        """What a full measurement makes of a network that is cut and repaired."""
         ...
 
     @property
@@ -117,6 +131,19 @@ class OfFunction:
     ) -> Metrics:
         """What the function says."""
         return self.function(kept)
+
+    @property
+    def passes(self) -> int:
+        """One."""
+        return 1
+
+    def tuned_by(self, tuning: Tuning) -> OfFunction:
+        """Itself: nothing is tuned."""
+        return self
+
+    def as_measured(self, network: nn.Module) -> nn.Module:
+        """The network."""
+        return network
 
     @property
     def fresh_samples(self) -> int:

@@ -29,6 +29,9 @@ from prune_env.quality.outputs import checked
 from prune_env.repair.repairs import REPAIRS, Repair
 from prune_env.units import require_kinds
 
+AS_IS, TUNED = "as_is", "tuned"
+GOALS = (AS_IS, TUNED)
+"""What a plan is for: to be used as it is cut and repaired, or to be tuned afterwards."""
 _SPARSITY = real("a fraction of the units in [0, 1]", lambda x: 0 <= x <= 1, GroupError)
 _BY_NAME = "for all groups, or a dict of values by layer name or glob"
 
@@ -82,6 +85,8 @@ CHECKS: Mapping[str, Check] = {
     "reward_samples": whole(1),
     "fresh_samples": whole(0),
     "repair_samples": whole(1),
+    "goal": among(GOALS, f"one of {', '.join(GOALS)}"),
+    "tuned_steps": whole(1),
     "stages": several(whole(1), "numbers of samples, such as (100, 300)"),
     "precision": among(PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
     "batch_size": whole(0),

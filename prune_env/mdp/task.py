@@ -35,6 +35,7 @@ from prune_env.mdp.rules import SLACK, Floats, Rules, Units, as_kept, require_re
 from prune_env.plan.plan import PruningPlan
 from prune_env.quality.evaluators import Metrics
 from prune_env.quality.objectives import Objective
+from prune_env.recovery.training import Tuning
 from prune_env.structure.groups import PrunableGroup
 
 SHARES = (0.25, 0.5, 0.75)
@@ -249,6 +250,25 @@ class PruningTask:
         """The same task, every plan measured in full."""
         return dataclasses.replace(self, evaluator=self.evaluator.unstaged())
 
+    def tuned_by(self, tuning: Tuning) -> PruningTask:
+        """The same task, its plans tuned as you will tune the one that is kept.
+
+        Only where they are measured tuned at all (`goal="tuned"`); otherwise the task itself.
+        """
+        evaluator = self.evaluator.tuned_by(tuning)
+        return (
+            self if evaluator is self.evaluator else dataclasses.replace(self, evaluator=evaluator)
+        )
+
+    def as_measured(self, network: nn.Module) -> nn.Module:
+        """`network(kept)` as rewards are of it: itself or, with `goal="tuned"`, a tuned copy."""
+        return self.evaluator.as_measured(network)
+
+    @property
+    def tunes(self) -> bool:
+        """Whether plans are tuned before they are measured."""
+        return self.dense is not None and self.evaluator.passes > self.dense.samples
+
     def around(self, path: Path) -> PruningTask:
         """The same task with another prior."""
         return dataclasses.replace(self, origin=path)
@@ -392,14 +412,17 @@ class PruningTask:
 
         The outcome is eligible only if it meets the budget.
 
+        Of a task with `goal="tuned"` they are measured as they are, which costs far less.
+
         Raises:
             PlanError: `kept` is not a level of every group.
         """
         kept = self._levels(kept)
-        return self._rewarded(kept, self.evaluator.measure(kept))
+        samples = self.dense.samples if self.tunes and self.dense else None
+        return self._rewarded(kept, self.evaluator.measure(kept, samples))
 
     def glimpse(self, kept: Sequence[int], share: float) -> Outcome:
-        """Measure a plan on about a `share` of the samples; the outcome is not eligible.
+        """Measure a plan, as it is, on about a `share` of the samples; it is not eligible.
 
         With `fresh_samples` the plan decides which of them it is measured on, and it is measured
         beside the `reference` plan, which is known on all of them once it was glimpsed at with a
@@ -417,7 +440,7 @@ class PruningTask:
             samples = math.ceil(share * self.dense.samples)
             looked = self.evaluator.look(kept, samples, self.reference)
             return dataclasses.replace(self._rewarded(kept, looked), eligible=False)
-        if self.dense is not None and share < 1:
+        if self.dense is not None and (share < 1 or self.tunes):
             samples = math.ceil(share * self.dense.samples)
         return self._rewarded(kept, self.evaluator.measure(kept, samples))
 

@@ -21,12 +21,13 @@ from prune_env.mdp.candidates import TaskKeywords, TaskOptions
 from prune_env.mdp.task import PruningTask
 from prune_env.pipeline.project import Project
 from prune_env.pipeline.result import Result
-from prune_env.pipeline.stages import Hunt, Tuning
+from prune_env.pipeline.stages import Hunt
 from prune_env.pipeline.whole import best_on_val, finished, keep_results, searched
 from prune_env.progress import on_terminal, showing
 from prune_env.quality.batches import loader_of, take_batches
 from prune_env.recovery.epoch import OwnLoss
 from prune_env.recovery.schedule import FinetuneSettings
+from prune_env.recovery.training import Tuning
 from prune_env.search.searchers import Searcher, searcher_named
 from prune_env.search.workers import Workers
 from prune_env.structure.entry import copy_of
@@ -95,7 +96,7 @@ def compress(
         with _seeded(chosen.seed):  # a loader that shuffles gives the same samples to every call
             task = PruningTask.from_model(
                 model, train, name=name or type(model).__name__, **options
-            )
+            ).tuned_by(tuning)
         project = _project(model, task, (train, val, test), chosen.batch)
         found = searched(task, hunts, place, workers=workers)
         best = best_on_val(project, found, place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from prune_env.fingerprint import Identity, identity_of
 from prune_env.mdp.task import PruningTask
 from prune_env.pipeline.yardstick import Yardstick, yardstick_for
+from prune_env.recovery.training import Tuning
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,10 @@ class Project:
         """All that decides a run's figures beside its settings, by the name of the part."""
         data = identity_of(train_data=self.train, val_data=self.val, test_data=self.test)
         return {**self.task.fingerprint, **data, "quality": self.yardstick.name}
+
+    def tuned_by(self, tuning: Tuning) -> Project:
+        """The same, plans measured after the first steps of this tuning, if of any."""
+        return replace(self, task=self.task.tuned_by(tuning))
 
     @property
     def yardstick(self) -> Yardstick:

@@ -6,15 +6,13 @@ there is not done again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from prune_env.costs.latency import measure_latency
 from prune_env.costs.model import CostModel
@@ -29,9 +27,10 @@ from prune_env.progress import progress
 from prune_env.quality.batches import Batch, take_batches
 from prune_env.quality.evaluators import Metrics
 from prune_env.recovery.checkpoint import EpochRecord
-from prune_env.recovery.epoch import OwnLoss, evaluate
-from prune_env.recovery.finetune import FinetuneSettings, finetune
+from prune_env.recovery.epoch import evaluate
+from prune_env.recovery.finetune import finetune
 from prune_env.recovery.masks import KeepMasks
+from prune_env.recovery.training import Tuning
 from prune_env.search.ledger import Ledger
 from prune_env.search.searchers import Listener, Searcher, SearchResult, run_search
 from prune_env.search.workers import Workers
@@ -56,16 +55,6 @@ class Hunt:
     evaluations: int
     seed: int = 0
     searcher: Searcher | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Tuning:
-    """How a pruned network gets back what it lost; see `finetune` for the last three."""
-
-    settings: FinetuneSettings = field(default_factory=FinetuneSettings)
-    loss: OwnLoss | None = None
-    optimizer: Callable[[nn.Module], Optimizer] | None = None
-    scheduler: Callable[[Optimizer, int], LRScheduler] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,8 +153,7 @@ def measured(project: Project, model: nn.Module, data: Any, apart: bool = False)
     Beside the dense one where how far `apart` they are is asked, or is all there is to measure.
     """
     objective = project.task.objective
-    beside = objective.needs_dense or (apart and objective.evaluate is None)
-    reference = project.dense if beside else None
+    reference = project.dense if objective.needs_dense or apart else None
     return evaluate(model, data, objective=objective, reference=reference)
 
 
@@ -179,12 +167,16 @@ def figures(project: Project, model: nn.Module, stage: str) -> dict[str, Any]:
 
     Before tuning also the divergence: what the search was paid for, where nothing was chosen.
     """
-    metrics = measured(project, model, project.test, apart=stage == "before")
+    apart = stage == "before" and project.task.objective.evaluate is None
+    metrics = measured(project, model, project.test, apart)
     yardstick = project.yardstick
     value, spread = yardstick.of(metrics), yardstick.spread(metrics)
     error = yardstick.error(value, metrics.samples, spread)
     facts = {yardstick.key(stage): value, yardstick.key(f"{stage}_error"): error}
-    if stage == "before" and project.task.objective.evaluate is None:
+    if apart:
+        if project.task.tunes:
+            paid_for = project.task.as_measured(model)
+            metrics = measured(project, paid_for, project.test, apart)
         facts |= {"kl_held_out": metrics.divergence, "kl_held_out_error": metrics.divergence_error}
     return facts
 

@@ -22,7 +22,6 @@ from prune_env.pipeline.rows import Row, results_of, row_of
 from prune_env.pipeline.stages import (
     Hunt,
     Tuned,
-    Tuning,
     dense_facts,
     latencies,
     latency_batch,
@@ -31,6 +30,7 @@ from prune_env.pipeline.stages import (
     tune,
 )
 from prune_env.pipeline.yardstick import Yardstick
+from prune_env.recovery.training import Tuning
 from prune_env.search.searchers import Listener, SearchResult
 from prune_env.search.workers import Workers, opened
 from prune_env.storage import write_text

@@ -216,6 +216,28 @@ def take_batches(
     return _rebatch(batches, batch_size)
 
 
+def take_then(
+    loader: Iterable[Any], samples: int, batches: int, cut: bool = True
+) -> tuple[list[Batch], list[Batch]]:
+    """The first `samples` samples, as of `take_batches`, and so many whole batches after them.
+
+    Raises:
+        DataError: see `take_batches`.
+    """
+    first, rest, left = list[Batch](), list[Batch](), samples
+    for batch in _first(loader, None, cut):
+        if left > 0:
+            first.append(first_samples(batch, left) if cut and len(batch) > left else batch)
+            left -= len(batch)
+        else:
+            rest.append(batch)
+        if left <= 0 and len(rest) >= batches:
+            break
+    if not first:
+        take_batches((), samples)  # says what is wrong
+    return first, rest
+
+
 def _first(loader: Iterable[Any], samples: int | None, cut: bool) -> Iterator[Batch]:
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
         raise DataError(

@@ -111,11 +111,23 @@ Loss = Callable[[Any, Batch, Place], tuple[Tensor, int]]
 """(what the network returned, batch, place) -> the scalar to descend, and predictions in it."""
 OwnLoss = Callable[[Any, Any], Tensor]
 """(what the network returned, targets) -> scalar, or a value per sample."""
+Opinion = Callable[[Batch, Place], Any]
+"""(batch, place) -> predictions of the teacher."""
+
+
+def opinion_of(teacher: nn.Module, objective: Objective) -> Opinion:
+    """What a teacher predicts, asked anew for every batch; it is only called."""
+
+    def opinion(batch: Batch, place: Place) -> Any:
+        with torch.no_grad():
+            return objective.read(call_model(teacher, batch.inputs), batch, place)[0]
+
+    return opinion
 
 
 def build_loss(
     settings: FinetuneSettings,
-    teacher: nn.Module | None,
+    opinion: Opinion | None,
     objective: Objective,
     own: OwnLoss | None = None,
 ) -> Loss:
@@ -124,13 +136,13 @@ def build_loss(
     With share w and temperature T: (1 - w) * loss + w * T^2 * divergence(student, teacher), both
     softened by T where the objective can be; T^2 keeps the gradients of the two terms of one size.
     Distilling the Knowledge in a Neural Network, Hinton, Vinyals and Dean 2015. Without targets
-    the teacher is all there is. `teacher` is only called.
+    the teacher's `opinion` is all there is.
 
     Raises:
         ConfigError: there is nothing to descend, or label smoothing of what are no classes.
     """
     alone = own is None and objective.loss is None
-    if alone and teacher is None:
+    if alone and opinion is None:
         raise ConfigError(
             f"the objective '{objective.name}' has no loss to descend. Give finetune(..., loss=a "
             "function of (outputs, targets)), or teacher=the dense network to follow."
@@ -144,11 +156,6 @@ def build_loss(
     weight, heat = 1.0 if alone else settings.distill_weight, settings.temperature
     soften = objective.softened or (lambda predictions, temperature: predictions)
 
-    def opinion(batch: Batch, place: Place) -> Any:
-        assert teacher is not None
-        with torch.no_grad():
-            return objective.read(call_model(teacher, batch.inputs), batch, place)[0]
-
     def hard(raw: Any, ours: Any, targets: Any, batch: Batch) -> Tensor:
         if own is not None:
             return own(raw, batch.targets)
@@ -158,14 +165,14 @@ def build_loss(
         return objective.loss(ours, targets)
 
     def loss(raw: Any, batch: Batch, place: Place) -> tuple[Tensor, int]:
-        if own is not None and teacher is None:  # of outputs that only its author understands
+        if own is not None and opinion is None:  # of outputs that only its author understands
             return own(raw, batch.targets).float().mean(), len(batch)
         ours, targets = objective.read(raw, batch, place)
         if isinstance(targets, Tensor) and not targets.numel():
             raise DataError(f"every target of a batch is -100, which means unlabelled ({place}).")
         values = None if alone else hard(raw, ours, targets, batch)
         count = len(values) if values is not None and values.ndim else len(batch)
-        if teacher is None:
+        if opinion is None:
             assert values is not None
             return values.float().mean(), count
         theirs = opinion(batch, place)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +12,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from prune_env.errors import DataError, ModelError
+from prune_env.errors import DataError
 from prune_env.quality.batches import loader_of
 from prune_env.quality.choosing import Wish
-from prune_env.quality.objectives import Objective
-from prune_env.quality.outputs import AUTO, TAKES, Said, run
+from prune_env.quality.outputs import AUTO, Said
 from prune_env.recovery.checkpoint import (
     EpochRecord,
     Progress,
@@ -28,20 +24,11 @@ from prune_env.recovery.checkpoint import (
     save_progress,
     snapshot,
 )
-from prune_env.recovery.epoch import (
-    Loss,
-    OwnLoss,
-    Place,
-    batches,
-    build_loss,
-    evaluate,
-    objective_of,
-)
+from prune_env.recovery.epoch import OwnLoss, Place, batches, evaluate, objective_of, opinion_of
 from prune_env.recovery.masks import KeepMasks, require_masks
-from prune_env.recovery.schedule import FinetuneSettings, build_optimizer, learning_rate_at
-from prune_env.structure.blame import CURE
+from prune_env.recovery.schedule import FinetuneSettings
+from prune_env.recovery.training import Step, Training, Tuning, seeded, train_pass
 from prune_env.structure.entry import copy_of, require_loaded
-from prune_env.structure.inputs import device_of
 
 __all__ = ["EpochRecord", "FinetuneResult", "FinetuneSettings", "Step", "finetune"]
 
@@ -63,24 +50,6 @@ class FinetuneResult:
     best_epoch: int
     last: Mapping[str, Any]
     masks: KeepMasks
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """What `on_step` is told after every step.
-
-    Attributes:
-        model: the network that is tuned, after the step; what is removed is zero.
-        epoch, step: counted from 1 and, within the epoch, from 0.
-        loss: that was descended.
-        learning_rate: of the first parameter group.
-    """
-
-    model: nn.Module
-    epoch: int
-    step: int
-    loss: float
-    learning_rate: float
 
 
 def finetune(
@@ -152,29 +121,35 @@ def finetune(
     data = (loader_of(train, batch, shuffle=True), loader_of(val, batch))
     steps = _count_batches(data[0], settings)
     masks = KeepMasks.of_network(model) if masks is None else require_masks(masks)
-    with _seeded(settings.seed, 0):
+    with seeded(settings.seed, 0):
         read = objective_of(model, data[1], Place("val", 0), objective, output)
     decided = {"objective": read, "loss": loss, "optimizer": optimizer, "scheduler": scheduler}
     print_ = (
         fingerprint(settings, model, teacher, steps, masks, data, decided) if checkpoint else {}
     )
     student, follows = copy_of(model), _frozen_copy(teacher)
-    descends = build_loss(settings, follows, read, loss)
-    moves = optimizer(student) if optimizer else build_optimizer(student, settings)
-    tuning = _Run(
-        student, follows, moves, [group["lr"] for group in moves.param_groups],
-        scheduler(moves, steps * settings.epochs) if scheduler else None,
-        descends, settings, steps, read, on_step,
+    training = Training.of(
+        student, Tuning(settings, loss, optimizer, scheduler),
+        None if follows is None else opinion_of(follows, read), read, steps, on_step,
     )  # fmt: skip
+    reference = follows if read.needs_dense else None
     progress = load_progress(checkpoint, print_) if checkpoint else None
     if progress is not None:
         student.load_state_dict(progress.model)
-        moves.load_state_dict(progress.optimizer)
-        if tuning.scheduler is not None and progress.scheduler is not None:
-            tuning.scheduler.load_state_dict(progress.scheduler)
+        training.optimizer.load_state_dict(progress.optimizer)
+        if training.scheduler is not None and progress.scheduler is not None:
+            training.scheduler.load_state_dict(progress.scheduler)
     with masks.kept(student):
         for epoch in range(len(progress.history) if progress else 0, settings.epochs + 1):
-            progress = _extend(progress, tuning, _one_epoch(tuning, *data, epoch))
+            with seeded(settings.seed, epoch):
+                went = train_pass(training, data[0], epoch) if epoch else (None, 0.0)
+                found = evaluate(
+                    student, data[1], objective=read, place=Place("val", epoch), reference=reference
+                )
+            record = EpochRecord(
+                epoch, went[0], found.loss, found.figure, went[1], read.figure.higher
+            )
+            progress = _extend(progress, training, record)
             if checkpoint:
                 save_progress(checkpoint, progress, print_)
             if on_epoch:
@@ -186,109 +161,20 @@ def finetune(
     return FinetuneResult(student.eval(), progress.history, best, progress.model, masks)
 
 
-@dataclass(frozen=True)
-class _Run:
-    model: nn.Module
-    teacher: nn.Module | None
-    optimizer: Optimizer
-    peaks: list[float]  # learning rates at the top of the schedule, by parameter group
-    scheduler: LRScheduler | None
-    loss: Loss
-    settings: FinetuneSettings
-    steps: int  # per epoch
-    objective: Objective
-    on_step: Callable[[Step], None] | None
-
-
 def _frozen_copy(teacher: nn.Module | None) -> nn.Module | None:
     return None if teacher is None else copy_of(teacher).eval().requires_grad_(False)
 
 
-def _one_epoch(tuning: _Run, train: Iterable[Any], val: Iterable[Any], epoch: int) -> EpochRecord:
-    """Train for one epoch (none for epoch 0), then measure on val, all under the epoch's seed."""
-    loss, rate = None, 0.0
-    with _seeded(tuning.settings.seed, epoch):
-        if epoch:
-            loss, rate = _train(tuning, train, epoch)
-        found = evaluate(
-            tuning.model, val, objective=tuning.objective, place=Place("val", epoch),
-            reference=tuning.teacher if tuning.objective.needs_dense else None,
-        )  # fmt: skip
-    higher = tuning.objective.figure.higher
-    return EpochRecord(epoch, loss, found.loss, found.figure, rate, higher)
-
-
-def _train(tuning: _Run, train: Iterable[Any], epoch: int) -> tuple[float, float]:
-    """One pass over `train`; mean loss over its samples and the last learning rate."""
-    tuning.model.train()
-    device, halved = device_of(tuning.model), tuning.settings.precision == "bfloat16"
-    total, count, rate = 0.0, 0, 0.0
-    for step, batch in enumerate(batches(train, device, Place("train", epoch))):
-        here = Place("train", epoch, step)
-        with torch.autocast(device.type, torch.bfloat16, enabled=halved):
-            raw = run(tuning.model, batch, here, f"{TAKES} {CURE}.")
-        loss, size = tuning.loss(raw, batch, here)
-        value = float(loss.detach())
-        rate = _set_rates(tuning, (epoch - 1) * tuning.steps + min(step, tuning.steps - 1))
-        if not math.isfinite(value):
-            raise ModelError(
-                f"the training loss is {value} at epoch {epoch}, step {step} (learning rate "
-                f"{rate:.3g}). Lower the learning rate or set clip_norm, and look for NaN in "
-                "the inputs."
-            )
-        _step(tuning, loss)
-        if tuning.on_step is not None:
-            tuning.on_step(Step(tuning.model, epoch, step, value, rate))
-        total, count = total + value * size, count + size
-    return total / count, rate
-
-
-def _set_rates(tuning: _Run, done: int) -> float:
-    """Learning rates of the step after `done` ones; returns the first."""
-    if tuning.scheduler is None:
-        settings = tuning.settings
-        rate = learning_rate_at(done, settings.epochs * tuning.steps, settings)
-        for group, peak in zip(tuning.optimizer.param_groups, tuning.peaks, strict=True):
-            group["lr"] = (
-                rate if peak == settings.learning_rate else (peak * rate / settings.learning_rate)
-            )
-    return float(tuning.optimizer.param_groups[0]["lr"])
-
-
-def _step(tuning: _Run, loss: torch.Tensor) -> None:
-    tuning.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    if tuning.settings.clip_norm < math.inf:
-        nn.utils.clip_grad_norm_(tuning.model.parameters(), tuning.settings.clip_norm)
-    tuning.optimizer.step()
-    if tuning.scheduler is not None:
-        tuning.scheduler.step()
-
-
-def _extend(progress: Progress | None, tuning: _Run, record: EpochRecord) -> Progress:
-    state = snapshot(tuning.model.state_dict())
+def _extend(progress: Progress | None, training: Training, record: EpochRecord) -> Progress:
+    state = snapshot(training.model.state_dict())
     improved = progress is None or record.rank > progress.best_record.rank
     return Progress(
         (*(progress.history if progress else ()), record),
         state,
-        snapshot(tuning.optimizer.state_dict()),
+        snapshot(training.optimizer.state_dict()),
         state if improved or progress is None else progress.best,
-        None if tuning.scheduler is None else snapshot(tuning.scheduler.state_dict()),
+        None if training.scheduler is None else snapshot(training.scheduler.state_dict()),
     )
-
-
-@contextmanager
-def _seeded(seed: int, epoch: int) -> Iterator[None]:
-    """Torch's generators seeded from (seed, epoch) inside, as they were afterwards."""
-    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
-    number = int.from_bytes(digest[:7], "big")
-    # torch.manual_seed would leave a seed behind for a CUDA that nobody has started yet.
-    started = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(list(range(torch.cuda.device_count())) if started else []):
-        torch.default_generator.manual_seed(number)
-        if started:
-            torch.cuda.manual_seed_all(number)
-        yield
 
 
 def _count_batches(loader: Iterable[Any], settings: FinetuneSettings) -> int:
@@ -298,7 +184,7 @@ def _count_batches(loader: Iterable[Any], settings: FinetuneSettings) -> int:
     try:
         count = len(loader)  # type: ignore[arg-type]
     except TypeError:
-        with _seeded(settings.seed, 0):
+        with seeded(settings.seed, 0):
             cpu = torch.device("cpu")
             count = sum(1 for _ in batches(loader, cpu, Place("train", 0)))
     if count < 1:

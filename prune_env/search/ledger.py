@@ -146,7 +146,7 @@ class Ledger:
         return self._answered(plans, f"{RACE} {best_of(eligible).reward!r}" if raced else PLAN)
 
     def probe(self, plans: Iterable[Sequence[int]]) -> list[Outcome]:
-        """The outcomes of any levels, beyond the budget too; see `PruningTask.probe`. Charged."""
+        """The outcomes of any levels, beyond the budget too; charged. See `PruningTask.probe`."""
         return self._answered(plans, PROBE)
 
     def glimpse(self, plans: Iterable[Sequence[int]], share: float) -> list[Outcome]:
@@ -226,10 +226,11 @@ class Ledger:
         """What this search was told of a plan before.
 
         One given up stays given up, as the best only gets better. A plan within the budget that was
-        measured in full answers whatever asks for all.
+        measured in full answers whatever asks for all, if that is the same (see `probe`).
         """
         kind = kind_of(question.asked)
-        for name in (kind, *(WHOLE if kind in WHOLE else ())):
+        alike = kind in WHOLE and not (kind == PROBE and self.task.tunes)
+        for name in (kind, *(WHOLE if alike else ())):
             outcome = self._told.get(Question(question.kept, name))
             if outcome is not None and (name == kind or outcome.eligible):
                 return outcome
