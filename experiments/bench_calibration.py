@@ -1,11 +1,14 @@
-"""Which samples should repair a network and pay its search: plain, augmented, how many?
+"""Which samples should repair a network and pay its search: what kind, how many?
 
     python -m experiments.bench_calibration --task resnet20_cifar10
+
+    python -m experiments.bench_calibration --task stories260K --kinds given,own,auto \\
+        --budgets 0.7,0.5,0.35 --held-out test --val-samples 73
 
     python -m experiments.bench_calibration --kinds half:500 --searchers evolution,surrogate
 
 In every draw all kinds get the same training images in the same order. The divergence from the
-dense network is measured on images of val that nothing was chosen on, for the uniform plan and for
+dense network is measured on samples that nothing was chosen on, for the uniform plan and for
 the best plan of every search, applied as they are delivered. A ratio is to the first kind, or to
 the uniform plan, draw by draw, with a 95 % interval over the draws.
 """
@@ -35,10 +38,11 @@ STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.
 class CalibrationConfig(BenchFlags):
     """Kinds of samples of one network, at several budgets, over several draws."""
 
-    task: str = option("resnet20_cifar10", "project of images, by name")
+    task: str = option("resnet20_cifar10", "project, by name")
     kinds: tuple[str, ...] = option(
         ("plain:500", "half:500", "augmented:500", "plain:2000", "half:2000"),
-        "kind and number of calibration samples, comma separated; the first is compared with",
+        "kind:number of calibration samples, comma separated, the number being the project's own "
+        "if it is not said; the first is compared with",
     )
     budgets: tuple[float, ...] = option((0.5, 0.4, 0.3), "fractions of the MACs that may remain")
     draws: int = option(5, "of the samples and of the search")
@@ -48,17 +52,21 @@ class CalibrationConfig(BenchFlags):
     evaluations: int = option(30, "of every search")
     reward_samples: int = option(1000, "that plans are measured on, of the same kind")
     fresh_samples: int = option(0, "further ones, of the same kind, for searchers that glimpse")
-    val_samples: int = option(2500, "images of val that deliver the verdict")
+    held_out: str = option("val", "part that delivers the verdict: val or test", added=True)
+    val_samples: int = option(2500, "images or rows of it")
     processes: int = option(1, "draws and kinds at a time, one thread each", identity=False)
     runs: Path = option(Path("runs/calibration"), "what is finished is kept there")  # noqa: RUF009
 
     def __post_init__(self) -> None:
         names = ("draws", "processes", "evaluations", "reward_samples", "val_samples")
         require(self, dict.fromkeys(names, AT_LEAST_1))
+        require(self, {"held_out": (lambda part: part in ("val", "test"), "val or test")})
         for kind in self.kinds:
-            name, _, count = kind.partition(":")
-            if not name or not count.isdigit():
-                raise config_error(f"--kinds holds '{kind}'; give kind:samples, as in 'half:500'.")
+            name, colon, count = kind.partition(":")
+            if not name or (colon and not count.isdigit()):
+                raise config_error(
+                    f"--kinds holds '{kind}'; give a kind, or kind:samples, as in 'half:500'."
+                )
 
 
 def measure(config: CalibrationConfig) -> dict[str, Any]:
@@ -85,17 +93,18 @@ def rows_of(config: CalibrationConfig, cell: tuple[int, str]) -> list[dict[str, 
     made_of = identity_of(
         task=config.task, draw=draw, kind=kind, budgets=config.budgets,
         searchers=config.searchers, evaluations=config.evaluations,
-        samples=(config.reward_samples, config.fresh_samples, config.val_samples),
+        samples=(config.reward_samples, config.fresh_samples, config.val_samples, config.held_out),
     )  # fmt: skip
 
     def measured() -> dict[str, Any]:
+        number = {"calibration_samples": int(count)} if count else {}
         project = open_named(
-            config.task, samples=name, calibration_samples=int(count), seed=draw,
-            budget=max(config.budgets), reward_samples=config.reward_samples,
-            fresh_samples=config.fresh_samples,
+            config.task, sample_kind=name, seed=draw, budget=max(config.budgets),
+            reward_samples=config.reward_samples, fresh_samples=config.fresh_samples, **number,
         )  # fmt: skip
         assert not isinstance(project, PruningTask)
-        held_out, rows = take_batches(project.val, config.val_samples), []
+        part = project.test if config.held_out == "test" else project.val
+        held_out, rows = take_batches(part, config.val_samples), []
         apart = Evaluator.of(project.dense, held_out, objective=project.task.objective)
         for budget in config.budgets:
             task = project.task.at(budget)
@@ -133,8 +142,9 @@ def page(figures: Mapping[str, Any]) -> str:
 
     text = (
         f"# Samples that repair and pay, {settings['task']}\n\n"
-        f"{settings['draws']} draws, {settings['val_samples']:,} val images, reward on "
-        f"{settings['reward_samples']:,} images of the same kind; {settings['evaluations']} "
+        f"{settings['draws']} draws, {settings['val_samples']:,} samples of "
+        f"{settings['held_out']}, reward on {settings['reward_samples']:,} (at most) of the kind "
+        f"that calibrates; {settings['evaluations']} "
         "evaluations a search. Budgets are fractions of the MACs. Ratios of held-out divergences "
         "are geometric means over the draws, with 95 % intervals.\n"
     )

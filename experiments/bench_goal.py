@@ -95,7 +95,7 @@ def opened(config: GoalConfig, budget: float) -> Project:
 
 def good_plans(config: GoalConfig, budget: float) -> dict[tuple[int, ...], str]:
     """Where each plan is from; searched for as they are, without tuning."""
-    from prune_env.fingerprint import identity_of
+    from prune_env.fingerprint import identity_of, joined_identity
     from prune_env.pipeline.once import once
     from prune_env.search.neighbours import nearby
     from prune_env.search.searchers import run_search
@@ -123,7 +123,7 @@ def good_plans(config: GoalConfig, budget: float) -> dict[tuple[int, ...], str]:
         return {"plans": [[list(kept), source] for kept, source in found.items()]}
 
     made_of = identity_of(config=_of_plans(config), budget=budget)
-    path = config.runs / f"{config.task}-{budget:g}-{made_of['config'][:8]}.json"
+    path = config.runs / f"{config.task}-{budget:g}-{joined_identity(made_of)}.json"
     return {tuple(kept): source for kept, source in once(path, lambda: made_of, measured)["plans"]}
 
 
@@ -149,7 +149,7 @@ _OPENED: dict[tuple[GoalConfig, float], Project] = {}
 
 def facts_of(config: GoalConfig, budget: float, kept: tuple[int, ...]) -> dict[str, Any]:
     """All rewards of a plan, and its end with every seed; read where they are finished."""
-    from prune_env.fingerprint import identity_of
+    from prune_env.fingerprint import identity_of, joined_identity
     from prune_env.pipeline.once import once
 
     def measured() -> dict[str, Any]:
@@ -165,7 +165,7 @@ def facts_of(config: GoalConfig, budget: float, kept: tuple[int, ...]) -> dict[s
         config=[*_of_plans(config), *settings, config.tune_seeds], budget=budget, kept=kept
     )
     folder = config.runs / f"{config.task}-{budget:g}-plans"
-    path = folder / f"{identity_of(kept=kept)['kept'][:12]}.json"
+    path = folder / f"{joined_identity(identity_of(kept=kept))}.json"
     facts = once(path, lambda: made_of, measured)
     note(f"{budget:g} {facts['rewards']} {facts['ends']}")
     return facts

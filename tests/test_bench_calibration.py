@@ -23,12 +23,12 @@ from prune_env.testing import toy_model
 ASKED: list[tuple[str, int]] = []
 
 
-def toy(samples: str, **options: Any) -> Project:
+def toy(sample_kind: str, **options: Any) -> Project:
     """A project whose samples are what is asked for, in name."""
-    ASKED.append((samples, options["calibration_samples"]))
+    ASKED.append((sample_kind, options["calibration_samples"]))
     dense, generator = toy_model("chain"), torch.Generator().manual_seed(options["seed"])
     images = torch.randn(96, 3, 8, 8, generator=generator)
-    images = images + (0.5 if samples == "augmented" else 0.0)
+    images = images + (0.5 if sample_kind == "augmented" else 0.0)
     with torch.no_grad():
         data = TensorDataset(images, dense(images).argmax(1))
     loader = DataLoader(data, batch_size=32)
@@ -75,9 +75,9 @@ def test_a_geometric_mean_has_students_interval() -> None:
     assert geometric([0.7]) == pytest.approx((0.7, 0.7, 0.7))
 
 
-@pytest.mark.parametrize("kinds", [("plain",), (":500",), ("half:many",)])
+@pytest.mark.parametrize("kinds", [("plain:",), (":500",), ("half:many",)])
 def test_kinds_say_how_many(kinds: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match="give kind:samples"):
+    with pytest.raises(ConfigError, match="give a kind, or kind:samples"):
         CalibrationConfig(kinds=kinds)
 
 

@@ -138,7 +138,7 @@ SPECIAL: dict[str, Any] = {
     "baselines": ("x",),
     "ignore": ("x",),
 }
-SPECIAL |= {"stages": (256,), "precision": "float32", "multiple_of": "8"}
+SPECIAL |= {"goal": "tuned", "stages": (256,), "precision": "float32", "multiple_of": "8"}
 
 
 @pytest.mark.parametrize("entry", fields(RunConfig), ids=lambda entry: entry.name)

@@ -37,13 +37,15 @@ from prune_env.experiments.data.tokens import (
     read_tokens,
 )
 from prune_env.experiments.networks import presets, pretrained, pricing
+from prune_env.experiments.networks.chosen import preferred
 from prune_env.experiments.networks.dense import trained
+from prune_env.experiments.networks.own_text import own_text
 from prune_env.experiments.networks.presets import PRESETS, open_named, sentence_project
 from prune_env.experiments.networks.pretrained import (
+    ENOUGH,
     eval_tokens,
     fresh,
     load_pretrained,
-    preferred,
     pretrained_project,
     require_tokens,
     shares,
@@ -195,7 +197,7 @@ def test_our_numbers_of_samples_give_way_to_what_was_asked_for() -> None:
 
 
 def test_a_project_measures_its_reward_apart_from_its_calibration(folder: Path) -> None:
-    project = pretrained_project(folder, folder / "tokens.npz", budget=0.9)
+    project = pretrained_project(folder, folder / "tokens.npz", budget=0.9, sample_kind="given")
     evaluate: Any = project.task.evaluator
     calibrated = torch.cat([batch.inputs["input_ids"] for batch in evaluate.calibration])
     rewarded = torch.cat([batch.inputs["input_ids"] for batch in evaluate.quality.batches])
@@ -206,6 +208,62 @@ def test_a_project_measures_its_reward_apart_from_its_calibration(folder: Path) 
     assert len(seen[0] | seen[1] | seen[2]) == 24  # and none is left out
     assert project.yardstick == PERPLEXITY
     assert set(project.factory().state_dict()) == set(project.dense.state_dict())
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PRUNE_ENV_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_model_writes_what_it_expects(cache: Path) -> None:
+    model, count = tiny(), 4096
+    settings = [str(model.config), str(model.generation_config)]
+    first_N = torch.full((count,), 3)
+    rows_NT = own_text(model, first_N, 3, seed=0)
+    assert rows_NT.shape == (count, 3)
+    assert torch.equal(rows_NT[:, 0], first_N)
+    with torch.no_grad():
+        expected_K = model(torch.tensor([[3]])).logits[0, -1].softmax(-1)
+    found_K = torch.bincount(rows_NT[:, 1], minlength=len(expected_K)) / count
+    error_K = (expected_K * (1 - expected_K) / count).sqrt()
+    ends = model.config.eos_token_id
+    beside = [n for n in range(len(expected_K)) if n != ends]
+    assert ((found_K - expected_K).abs() < 5 * error_K + 1e-3)[beside].all()
+    assert settings == [str(model.config), str(model.generation_config)]
+    assert len(list(cache.glob("text-*"))) == 1
+    monkeyed: Any = model
+    monkeyed.generate = None  # what is written is read
+    assert torch.equal(own_text(model, first_N, 3, seed=0), rows_NT)
+    monkeyed.generate = type(model).generate.__get__(model)
+    assert not torch.equal(own_text(model, first_N, 3, seed=1), rows_NT)
+
+
+@pytest.mark.parametrize(
+    ("samples", "given", "written"), [("given", 16, 0), ("own", 0, ENOUGH), ("auto", 16, ENOUGH)]
+)
+def test_rows_that_are_missing_are_written(
+    samples: str, given: int, written: int, cache: Path
+) -> None:
+    splits = TokenSplits(rows(16), rows(4), rows(5))
+    project = token_project("tiny", tiny(), splits, sample_kind=samples, budget=0.9)
+    evaluate: Any = project.task.evaluator
+    parts = (evaluate.calibration, evaluate.quality.batches)
+    seen = [tuple(row.tolist()) for p in parts for b in p for row in b.inputs["input_ids"]]
+    assert len(seen) == max(given, written)
+    ours = set(map(tuple, rows(16).tolist()))
+    assert len(ours & set(seen)) == given
+    assert ("that the dense model wrote" in project.note) == (samples != "given")
+
+
+def test_unknown_samples_are_refused_and_so_is_a_model_that_cannot_write(cache: Path) -> None:
+    splits = TokenSplits(rows(16), rows(4), rows(5))
+    with pytest.raises(ConfigError, match=r"no kind of samples 'plain'.*given"):
+        token_project("tiny", tiny(), splits, sample_kind="plain")
+    dumb: Any = tiny()
+    dumb.generate = None
+    with pytest.raises(ModelError, match="cannot write text of its own"):
+        token_project("tiny", dumb, splits)
 
 
 def test_fine_tuning_learns_from_tokens_and_a_teacher() -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from prune_env.experiments.data.images import ImageSet
+from prune_env.experiments.data.splits import ImageSplits
+from prune_env.experiments.networks.cifar import suited
 from prune_env.experiments.networks.presets import open_named
 from prune_env.mdp.registry import make_task
 from prune_env.pipeline.project import Project
@@ -38,3 +42,33 @@ def test_a_preset_of_digits_searches_as_the_task_of_the_package_does() -> None:
     assert (
         project.task.evaluator.measure(kept).divergence == task.evaluator.measure(kept).divergence
     )
+
+
+def images_of(network: nn.Module, known: bool, seed: int, size: int) -> ImageSet:
+    """Images whose labels are what a network says, or anything."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (200, 3, size, size), generator=generator, dtype=torch.uint8)
+    with torch.no_grad():
+        said = network(images.float() / 255).argmax(1)
+    return ImageSet(images, said if known else said[torch.randperm(200, generator=generator)])
+
+
+@pytest.mark.parametrize(
+    ("fitted", "size", "kind"), [(True, 24, "half"), (False, 24, "plain"), (True, 8, "plain")]
+)
+def test_images_that_a_network_has_fitted_are_mixed_with_augmented_ones(
+    fitted: bool, size: int, kind: str
+) -> None:
+    head = nn.Linear(48, 5, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(1e3 * torch.randn(5, 48, generator=torch.Generator().manual_seed(0)))
+        head.weight -= head.weight.mean(1, keepdim=True)
+    dense = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), head)
+    train, val, test = (
+        images_of(dense, known, n, size) for n, known in enumerate([True, not fitted, True])
+    )
+    splits = ImageSplits(train, val, test, tuple("abcde"), (0.0,) * 3, (1.0,) * 3)
+    found, note = suited(dense, splits, seed=0)
+    assert found == kind
+    assert "on val" in note
+    assert ("half augmented" in note) == (kind == "half")

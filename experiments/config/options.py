@@ -60,6 +60,12 @@ class TaskFlags:
         "least_squares+batchnorm", "what is done to a candidate before it is measured"
     )
     reward: str = option("divergence", "reward of an episode: divergence, figure, loss or amc")
+    sample_kind: str = option(
+        "auto",
+        "what calibrates and pays: images as they are (plain), augmented, or half and half; rows "
+        "of tokens that are given, or the model's own text; auto: what suits",
+        added=True,
+    )
     reward_samples: int = option(1000, "training samples each plan is measured on")
     fresh_samples: int = option(
         0,
@@ -97,6 +103,8 @@ class TaskFlags:
     def task_options(self) -> dict[str, Any]:
         """The same as keywords of `TaskOptions`; a budget is missing."""
         named = {entry.name: getattr(self, entry.name) for entry in fields(TaskFlags)}
+        if self.sample_kind == "auto":
+            del named["sample_kind"]  # which projects have, and bare tasks have not
         return {**named, "multiple_of": self.multiples}
 
     @property

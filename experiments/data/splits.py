@@ -33,6 +33,7 @@ RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet; what published networks, and ours for CIFAR-10, were trained with."""
 
 
+AUTO = "auto"
 SAMPLES: dict[str, Callable[[Augmentation], Augmentation | None]] = {
     "plain": lambda augment: None,
     "half": Half,
@@ -58,15 +59,13 @@ def augmentation(images: ImageSet) -> Augmentation | None:
     return CropFlip(4) if images.images.shape[-1] >= 24 else None
 
 
-def task_samples(splits: ImageSplits, seed: int, samples: str = "half") -> ImageBatches:
+def task_samples(splits: ImageSplits, seed: int, samples: str) -> ImageBatches:
     """What a task calibrates on and is paid by: training images in an order that `seed` draws.
 
     Args:
         splits: the data.
         seed: of the order and of the augmentation.
-        samples: "plain", "augmented", or "half" of each, in turns: a dense network has fitted its
-            plain images, so statistics and rewards of these alone carry over less well
-            (experiments/results/calibration_resnet20.md).
+        samples: "plain", "augmented", or "half" of each, in turns.
 
     Raises:
         ConfigError: there are no such samples.

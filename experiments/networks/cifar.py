@@ -1,11 +1,12 @@
 """Convolutional networks on CIFAR-10 by name, ready for `--task`.
 
-ResNet-20 comes trained; ResNet-56 and MobileNetV2 are trained here at their first use, some twenty
-minutes on one core, on a part of the images: far from published accuracy, but trained alike.
+ResNet-20 comes trained; ResNet-56 and MobileNetV2 are trained here at their first use, an hour on
+one core, on a part of the images: far from published accuracy, but trained alike.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +15,11 @@ from typing import Any
 from torch import nn
 
 from prune_env import PruningTask
+from prune_env.errors import look_up
 from prune_env.experiments.data.places import locate
 from prune_env.experiments.data.splits import (
+    AUTO,
+    SAMPLES,
     CropFlip,
     ImageSplits,
     augmentation,
@@ -24,9 +28,13 @@ from prune_env.experiments.data.splits import (
     shuffled,
     task_samples,
 )
+from prune_env.experiments.networks.chosen import preferred, without_samples
 from prune_env.experiments.networks.dense import trained
 from prune_env.experiments.networks.models import build_model, load_weights
+from prune_env.mdp.candidates import TaskOptions, outline
 from prune_env.pipeline.project import Project
+from prune_env.quality.batches import take_batches
+from prune_env.recovery.epoch import evaluate
 from prune_env.recovery.finetune import FinetuneSettings
 
 
@@ -51,7 +59,9 @@ RECIPES = {
 }  # fmt: skip
 """Model -> its training."""
 VAL = 1_000
-"""Val images that choose the epoch of a dense training."""
+"""Val images that choose the epoch of a dense training, and tell whether it fitted its images."""
+CALIBRATION = 2_000
+"""Images that calibrate where there are plenty: four times as many as a task asks for otherwise."""
 
 
 def resnet20_cifar10(**options: Any) -> Project:
@@ -97,13 +107,16 @@ def _trained_here(model: str, options: Any) -> Project:
     return image_project(name, dense, splits, factory, **options)
 
 
-def without_samples(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `TaskOptions`."""
-    return {name: value for name, value in options.items() if name != "samples"}
-
-
 def image_project(
-    name: str, dense: nn.Module, splits: ImageSplits, factory: Any, **options: Any
+    name: str,
+    dense: nn.Module,
+    splits: ImageSplits,
+    factory: Any,
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    sample_kind: str = AUTO,
+    batch_size: int = 128,
+    **options: Any,
 ) -> Project:
     """The project of pruning a classifier of images.
 
@@ -112,20 +125,53 @@ def image_project(
         dense: the trained network.
         splits: its data.
         factory: makes the network with any weights.
-        options: of `TaskOptions`; `seed` also draws the task's samples, `samples` says what they
-            are (see `task_samples`), `recipe` is the project's.
+        recipe: of its tuning.
+        sample_kind: what calibrates and pays, see `task_samples`; "auto": `suited`.
+        batch_size: of its tuning.
+        options: of `TaskOptions`; `seed` also draws the task's samples.
     """
-    recipe, kind = options.pop("recipe", {}), options.pop("samples", "half")
     augment = augmentation(splits.train)
     batches = partial(loader, mean=splits.mean, std=splits.std)
-    samples = task_samples(splits, options.get("seed", 0), kind)
+    seed, note = options.get("seed", 0), ""
+    look_up("kind of samples", sample_kind, {**SAMPLES, AUTO: None})
+    if sample_kind == AUTO:
+        outline(dense, [take_batches(batches(splits.val, batch_size=2), 2)[0].inputs],
+                TaskOptions.of(options))  # fmt: skip
+        sample_kind, note = suited(dense, splits, seed)
+    many = len(splits.train.labels) >= 2 * CALIBRATION  # and as many are left to pay
+    chosen = preferred(options, calibration_samples=CALIBRATION) if many else options
+    taken = task_samples(splits, seed, sample_kind)
     return Project(
         name=name,
         dense=dense,
-        task=PruningTask.from_model(dense, samples, name=name, **options),
-        train=batches(splits.train, batch_size=128, augment=augment, shuffle=True),
+        task=PruningTask.from_model(dense, taken, name=name, **chosen),
+        train=batches(splits.train, batch_size=batch_size, augment=augment, shuffle=True),
         val=batches(splits.val, batch_size=250),
         test=batches(splits.test, batch_size=250),
         factory=factory,
-        recipe=recipe,
+        recipe=recipe or {},
+        note=note,
+    )
+
+
+def suited(dense: nn.Module, splits: ImageSplits, seed: int) -> tuple[str, str]:
+    """What should calibrate and pay, and why: half augmented where training images are fitted.
+
+    A network that has fitted its training images passes them on differently from new ones, so that
+    statistics and rewards of them carry over less well; augmented ones mend some of that
+    (`experiments/results/calibration_resnet20.md`). One that has not is calibrated best on what it
+    will see (`calibration_vit.md`). It has if its loss on `VAL` val images is above that on as many
+    training images by more than two standard errors.
+    """
+    batches = partial(loader, mean=splits.mean, std=splits.std, batch_size=250)
+    seen, new = (
+        evaluate(dense, batches(shuffled(part, seed, slice(VAL))))
+        for part in (splits.train, splits.val)
+    )
+    fitted = new.loss - seen.loss > 2 * math.hypot(seen.loss_error, new.loss_error)
+    kind = "half" if fitted and augmentation(splits.train) else "plain"
+    said = {"half": "half plain, half augmented", "plain": "plain"}[kind]
+    return kind, (
+        f"Calibrated and paid on {said} training images: the dense network's loss is "
+        f"{seen.loss:.3f} on {seen.samples:,} of them and {new.loss:.3f} on val."
     )

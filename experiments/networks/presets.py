@@ -25,7 +25,8 @@ from prune_env.experiments.data.texts import (
     load_sentences,
 )
 from prune_env.experiments.data.tokens import TokenBatches
-from prune_env.experiments.networks.cifar import image_project, without_samples
+from prune_env.experiments.networks.chosen import without_samples
+from prune_env.experiments.networks.cifar import image_project
 from prune_env.experiments.networks.dense import trained
 from prune_env.experiments.networks.pretrained import (
     RECIPE,

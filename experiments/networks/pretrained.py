@@ -8,27 +8,32 @@ Nothing is downloaded.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from prune_env import PruningTask
-from prune_env.errors import DataError, ModelError
+from prune_env.errors import DataError, ModelError, look_up
 from prune_env.experiments.data.images import import_extra
 from prune_env.experiments.data.places import locate
+from prune_env.experiments.data.splits import AUTO
 from prune_env.experiments.data.tokens import TokenBatches, TokenSplits, load_tokens
-from prune_env.mdp.candidates import TaskOptions
+from prune_env.experiments.networks.chosen import preferred
+from prune_env.experiments.networks.own_text import own_text
+from prune_env.mdp.candidates import TaskOptions, outline
 from prune_env.pipeline.project import Project
 from prune_env.recovery.epoch import evaluate
 
 CONFIG = "config.json"
 ROWS = 8
 """Rows of tokens in a batch."""
+ENOUGH = 128
+"""Rows to calibrate and pay by; what is missing of them the model writes itself."""
 RECIPE = {"optimizer": "adamw", "learning_rate": 5e-4, "weight_decay": 0.01, "clip_norm": 1.0}
 """Of fine-tuning; the rate of SGD on images would wreck a transformer."""
 
@@ -151,19 +156,41 @@ def pretrained_project(model: str | Path, data: str | Path, **options: Any) -> P
     return token_project(folder.name, load_pretrained(folder), splits, **options)
 
 
-def token_project(name: str, dense: nn.Module, splits: TokenSplits, **options: Any) -> Project:
+def token_project(
+    name: str, dense: nn.Module, splits: TokenSplits, *, sample_kind: str = AUTO, **options: Any
+) -> Project:
     """The project of pruning a trained language model.
 
-    Three quarters of the training rows calibrate and the rest pay the reward, where the options
-    leave the numbers of samples at their default.
+    Three quarters of the rows calibrate and the rest pay the reward, where the options leave the
+    numbers of samples at their default.
+
+    Args:
+        name: for titles.
+        dense: a causal model of transformers.
+        splits: its tokens.
+        sample_kind: what calibrates and pays: the "given" rows of train, the model's "own" text, or
+            "auto": the given rows and, where they are fewer than `ENOUGH`, its own text up to that.
+        options: of `TaskOptions`.
+
+    Raises:
+        ConfigError: there are no such samples.
+        DataError, ModelError: the tokens do not fit the model; it cannot write.
     """
     for rows_NT in (splits.train, splits.val, splits.test):
         require_tokens(dense, rows_NT)
-    calibration, rewarding = shares(len(splits.train))
+    wanted = sum(options.get(key, 0) for key in ("calibration_samples", "reward_samples"))
+    kinds = {AUTO: max(0, ENOUGH - len(splits.train)), "given": 0, "own": max(ENOUGH, wanted)}
+    written, seed = look_up("kind of samples", sample_kind, kinds), options.get("seed", 0)
+    rows_NT = splits.train
+    if written:
+        outline(dense, [rows_NT[:2]], TaskOptions.of(options))
+        first_N = rows_NT[torch.arange(written) % len(rows_NT), 0]
+        own_NT = own_text(dense, first_N, rows_NT.shape[1], seed)
+        rows_NT = own_NT if sample_kind == "own" else torch.cat([rows_NT, own_NT])
+    calibration, rewarding = shares(len(rows_NT))
     chosen = preferred(options, calibration_samples=calibration, reward_samples=rewarding)
-    seed = chosen.get("seed", 0)
     task = PruningTask.from_model(
-        dense, TokenBatches(splits.train, ROWS, shuffle=True, seed=seed), name=name, **chosen
+        dense, TokenBatches(rows_NT, ROWS, shuffle=True, seed=seed), name=name, **chosen
     )
     config: Any = dense.config
     return Project(
@@ -176,14 +203,15 @@ def token_project(name: str, dense: nn.Module, splits: TokenSplits, **options: A
         factory=partial(fresh, config),
         quality="perplexity",
         recipe=RECIPE,
-        note=_note(splits, chosen),
+        note=_note(splits, chosen, written),
     )
 
 
-def _note(splits: TokenSplits, chosen: dict[str, Any]) -> str:
+def _note(splits: TokenSplits, chosen: dict[str, Any], written: int) -> str:
     calibration, rewarding = chosen["calibration_samples"], chosen["reward_samples"]
+    own = f" and {written} that the dense model wrote" if written else ""
     return (
-        f"Rows of {splits.train.shape[1]} tokens: of {len(splits.train)} training rows "
+        f"Rows of {splits.train.shape[1]} tokens: of {len(splits.train)} training rows{own} "
         f"{calibration} calibrate and {rewarding} pay the reward (at most); {len(splits.val)} rows "
         f"select epochs, {len(splits.test)} are the test."
     )
@@ -193,13 +221,6 @@ def shares(rows: int) -> tuple[int, int]:
     """How many of the rows calibrate, and how many pay the reward: 3 to 1, and 500 at most."""
     calibration = max(1, min(500, 3 * rows // 4))
     return calibration, max(1, min(250, rows - calibration))
-
-
-def preferred(options: dict[str, Any], **ours: Any) -> dict[str, Any]:
-    """`options`, with our values where they are absent or at the default of `TaskOptions`."""
-    defaults = {entry.name: entry.default for entry in dataclasses.fields(TaskOptions)}
-    said = {k: v for k, v in options.items() if k not in ours or v != defaults.get(k)}
-    return {**ours, **said}
 
 
 def tokens_beside(folder: Path) -> Path:

@@ -10,7 +10,8 @@ from torch import nn
 
 from prune_env import PruningTask
 from prune_env.experiments.config.run import RunConfig
-from prune_env.experiments.data.splits import augmentation, load_splits, loader, task_samples
+from prune_env.experiments.data.splits import augmentation, load_splits, loader
+from prune_env.experiments.networks.cifar import image_project
 from prune_env.experiments.networks.dense import trained
 from prune_env.experiments.networks.models import build_model, load_weights
 from prune_env.experiments.networks.presets import open_named
@@ -21,7 +22,6 @@ from prune_env.pipeline.stages import Hunt
 from prune_env.recovery.schedule import FinetuneSettings
 from prune_env.recovery.training import Tuning
 
-EVALUATION_BATCH = 250
 DENSE = "dense"
 """Folder among the runs, of dense networks that were trained for them."""
 
@@ -46,19 +46,10 @@ def _image_project(config: RunConfig) -> Project:
     batches = partial(loader, mean=splits.mean, std=splits.std)
     augment = augmentation(splits.train)
     train = batches(splits.train, batch_size=config.batch_size, augment=augment, shuffle=True)
-    val = batches(splits.val, batch_size=EVALUATION_BATCH)
-    dense = _dense(config, factory, (train, val))
-    samples = task_samples(splits, config.seed)
+    dense = _dense(config, factory, (train, batches(splits.val, batch_size=250)))
     name = f"{config.model} on {Path(config.data).name}"
-    task = PruningTask.from_model(dense, samples, name=name, **config.task_options)
-    return Project(
-        name=task.name,
-        dense=dense,
-        task=task,
-        train=train,
-        val=val,
-        test=batches(splits.test, batch_size=EVALUATION_BATCH),
-        factory=factory,
+    return image_project(
+        name, dense, splits, factory, batch_size=config.batch_size, **config.task_options
     )
 
 
