@@ -26,8 +26,9 @@ from prune_env.experiments.report.aggregates import (
     interquartile_mean,
     iqm_over,
 )
+from prune_env.experiments.report.comparison import _ranking
 from prune_env.experiments.report.curves import common_time, compared, curve_of
-from prune_env.experiments.report.overall import Overall, overall, overall_table
+from prune_env.experiments.report.overall import Overall, closeness, overall, overall_table
 from prune_env.experiments.report.summaries import (
     Summary,
     nats,
@@ -659,3 +660,47 @@ def test_small_kls_keep_four_digits() -> None:
     assert [nats(v) for v in (0.0053124, 0.51637, 7.1, 0.0, None)] == [
         "0.005312", "0.5164", "7.100", "0.000", "–",
     ]  # fmt: skip
+
+
+def held_out_cell(**pairs: list[tuple[float, float]]) -> dict[str, Any]:
+    """A cell of runs with a KL of the reward and one of test."""
+    runs = [
+        {"searcher": name, "seed": seed, "kl": paid, "kl_held_out": true, "accuracy": 1 - paid,
+         "held_out": 1 - true, "kept": [len(name), seed], "reward": -paid, "evaluations": 4.0,
+         "seconds": 1.0}
+        for name, each in pairs.items() for seed, (paid, true) in enumerate(each)
+    ]  # fmt: skip
+    return {"runs": runs, "quality": "accuracy"}
+
+
+def test_what_searchers_are_compared_by_is_measured_where_nothing_was_chosen() -> None:
+    """One that fools itself leads on the reward samples and falls behind on test."""
+    cell = held_out_cell(
+        sensitivity=[(0.3, 0.3)], evolution=[(0.1, 0.5), (0.1, 0.6)], ppo=[(0.2, 0.2), (0.2, 0.25)]
+    )
+    assert closeness([cell]) == "kl_held_out"
+    lines = {line.searcher: line for line in overall([cell])}
+    assert lines["ppo"].over_evolution
+    assert lines["ppo"].over_evolution.value == 1
+    assert lines["ppo"].ratio
+    assert lines["ppo"].ratio.value == pytest.approx(0.225 / 0.3)
+    table = overall_table(list(lines.values()), closeness([cell]))
+    assert table is not None
+    assert "P(below evolution), test" in table.columns
+    for run in cell["runs"]:
+        del run["kl_held_out"]
+    assert closeness([cell]) == "kl"
+
+
+def test_reported_minus_held_out_is_in_the_table() -> None:
+    cell = held_out_cell(evolution=[(0.1, 0.5), (0.2, 0.5)], ppo=[(0.2, 0.2), (0.2, 0.2)])
+    found = summarise(cell["runs"])
+    assert [each.flattery and each.flattery.mean for each in found] == pytest.approx([-0.35, 0.0])
+    table = summary_table(found)
+    assert table.columns[3:6] == ("KL, nats, test", "reported minus that", "KL, nats")
+    assert table.rows[0][4].text == "-0.3500"
+    assert not table.rows[0][4].best
+    assert table.rows[1][3].best
+    assert _ranking(cell["runs"]) == [], "four plans are too few"
+    more = held_out_cell(ppo=[(0.1 * k, 0.2 * k) for k in range(1, 7)])
+    assert _ranking(more["runs"]) == ["Rank correlation of both KLs over the 6 best plans: 1.00."]

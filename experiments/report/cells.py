@@ -75,8 +75,9 @@ def published(cell: CellResults) -> dict[str, Any]:
     }
     seeds: dict[str, dict[str, list[Any]]] = {}
     for run in cell["runs"]:
-        for key in ("kl", cell["quality"], "held_out", "evaluations", "seconds"):
-            seeds.setdefault(run["searcher"], {}).setdefault(key, []).append(run[key])
+        for key in ("kl_held_out", "kl", cell["quality"], "held_out", "evaluations", "seconds"):
+            if key in run:  # older searches had no divergence on test
+                seeds.setdefault(run["searcher"], {}).setdefault(key, []).append(run[key])
     best = {"evaluations": steps.astype(int).tolist(), "kl": curves}
     without = {key: value for key, value in cell.items() if key != "runs"}
     return {**without, "seeds": seeds, "best_so_far": best}

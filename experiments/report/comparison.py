@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prune_env.experiments.report.aggregates import RESAMPLES
 from prune_env.experiments.report.boards import write_boards
 from prune_env.experiments.report.cells import budget_of, curves_by_searcher, published, rounded
 from prune_env.experiments.report.compare_figures import evaluations_figure, seconds_figure
-from prune_env.experiments.report.overall import overall, overall_table
+from prune_env.experiments.report.correlation import spearman
+from prune_env.experiments.report.overall import closeness, overall, overall_table
 from prune_env.experiments.report.page import (
     Block,
     Code,
@@ -34,10 +37,12 @@ CellResults = Mapping[str, Any]
 COLUMNS = Text(
     "A search is charged every plan that it measures, repeated ones too, by the share of the "
     "reward samples it was measured on. KL to the dense network (or the divergence that the "
-    "objective has) and quality are those of its best "
-    "plan by reward, on the reward samples (training data), before fine-tuning; the column of test "
-    "chose nothing. Mean KL on the way: of the best plan so far, over all evaluations; the uniform "
-    "plan stands for what precedes a first one. To within 2 %: evaluations until the KL was that "
+    "objective has) and quality are those of its best plan by reward, before fine-tuning; those of "
+    "test chose nothing and are of the network that is delivered, the others are of the reward "
+    "samples (training data). Reported minus that: how far a search was fooled by its own samples "
+    "(below 0), or its quick repair was worse than the one delivered (above 0). Mean KL on the "
+    "way: of the best so far, over all evaluations; the uniform plan stands for what precedes a "
+    "first one. To within 2 %: evaluations until the KL was that "
     "close to the best of any searcher there, median over seeds. Time: of one thread of the "
     "processor (on a GPU: of the clock), median over seeds; KL at equal time: of the best plan "
     "when the quickest of the searches that spent everything had finished; a single plan counts "
@@ -50,6 +55,8 @@ SPREADS = Text(
     "too narrow. Bold: the interval lies wholly on the better side of all others. Searchers that "
     "do not depend on a seed appear once."
 )
+FEWEST = 5
+"""Plans whose ranks are worth comparing."""
 CURVES = "Median over seeds and the band between the quartiles; dashed: plans made in one shot."
 TOGETHER = Text(
     "P(below x): probability that a seed has a lower KL than a seed of x, averaged over the cells "
@@ -110,7 +117,7 @@ def markdown_of(title: str, blocks: Sequence[Block]) -> str:
 
 def sections(cells: Sequence[CellResults], name: Any = budget_of) -> list[Block]:
     """All cells together, then one by one, each called by `name`."""
-    together = overall_table(overall(cells))
+    together = overall_table(overall(cells), closeness(cells))
     blocks: list[Block] = []
     if together is not None:
         blocks += [Heading("All together"), together, TOGETHER]
@@ -131,8 +138,19 @@ def _notes(cell: CellResults) -> list[Block]:
         said[-1] += "." if test is None else f" and {yardstick.show(test)} on test."
     if cell["time"] is not None:
         said.append(f"Equal time: {duration(cell['time'])}.")
+    said += _ranking(cell.get("runs", ()))
     said += [f"Not run: {name} ({reason})" for name, reason in cell["refused"].items()]
     return [Text(" ".join(said))] if said else []
+
+
+def _ranking(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How the KL that is reported ranks the best plans, beside the one on test."""
+    true = {tuple(run["kept"]): run.get("kl_held_out") for run in runs}
+    if len(true) < FEWEST or None in true.values():
+        return []
+    reported = {tuple(run["kept"]): run["kl"] for run in runs}
+    rank = float(spearman(np.array(list(reported.values())), np.array(list(true.values()))))
+    return [f"Rank correlation of both KLs over the {len(true)} best plans: {rank:.2f}."]
 
 
 def _title(results: Results) -> str:

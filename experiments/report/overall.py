@@ -30,8 +30,8 @@ class Overall:
 
     Attributes:
         cells: how many it was run in.
-        over_sensitivity, over_evolution: probability that a seed of it has a lower KL than a seed
-            of the other, averaged over the cells where both were run.
+        over_sensitivity, over_evolution: probability that a seed of it has a lower KL (see
+            `closeness`) than a seed of the other, averaged over the cells where both were run.
         held_out: the same as the first, of quality on test.
         ratio: interquartile mean over cells and seeds of its KL, divided by sensitivity's there.
     """
@@ -51,17 +51,25 @@ class Overall:
 def overall(cells: Sequence[CellResults]) -> list[Overall]:
     """One line per searcher, in the order they appear."""
     names = dict.fromkeys(run["searcher"] for cell in cells for run in cell["runs"])
+    key = closeness(cells)
     return [
         Overall(
             searcher=name,
-            cells=sum(bool(_values(cell, name, "kl")) for cell in cells),
-            over_sensitivity=_chance(cells, name, YARDSTICK, "kl"),
+            cells=sum(bool(_values(cell, name, key)) for cell in cells),
+            over_sensitivity=_chance(cells, name, YARDSTICK, key),
             held_out=_chance(cells, name, YARDSTICK, "held_out"),
-            over_evolution=_chance(cells, name, RIVAL, "kl"),
-            ratio=_ratio(cells, name),
+            over_evolution=_chance(cells, name, RIVAL, key),
+            ratio=_ratio(cells, name, key),
         )
         for name in names
     ]
+
+
+def closeness(cells: Sequence[CellResults]) -> str:
+    """The KL that searchers are compared by: on test, or of the reward where some have no other."""
+    runs = [run for cell in cells for run in cell["runs"]]
+    known = all(run.get("kl_held_out") is not None for run in runs)
+    return "kl_held_out" if runs and known else "kl"
 
 
 def _values(cell: CellResults, searcher: str, key: str) -> list[float]:
@@ -77,8 +85,8 @@ def _chance(cells: Sequence[CellResults], name: str, other: str, key: str) -> Es
     return improvement(shared) if shared and name != other else None
 
 
-def _ratio(cells: Sequence[CellResults], name: str) -> Estimate | None:
-    pairs = [(_values(cell, name, "kl"), _values(cell, YARDSTICK, "kl")) for cell in cells]
+def _ratio(cells: Sequence[CellResults], name: str, key: str) -> Estimate | None:
+    pairs = [(_values(cell, name, key), _values(cell, YARDSTICK, key)) for cell in cells]
     shared = [
         [value / float(np.mean(unit)) for value in mine]
         for mine, unit in pairs
@@ -87,16 +95,22 @@ def _ratio(cells: Sequence[CellResults], name: str) -> Estimate | None:
     return iqm_over(shared) if shared else None
 
 
-def overall_table(lines: Sequence[Overall]) -> Table | None:
-    """What the cells say together; None where they hold none of the searchers to beat."""
+def overall_table(lines: Sequence[Overall], key: str = "kl") -> Table | None:
+    """What the cells say together; None where they hold none of the searchers to beat.
+
+    `key` is their `closeness`.
+    """
+    where = ", test" if key == "kl_held_out" else ""
     best = _ahead(lines)
     columns = {
-        f"KL / KL of {YARDSTICK}": [
+        f"KL / KL of {YARDSTICK}{where}": [
             _cell(line.ratio, nats, k in best) for k, line in enumerate(lines)
         ],
-        f"P(below {YARDSTICK})": [_cell(line.over_sensitivity, _chances) for line in lines],
-        f"P(better than {YARDSTICK}), test": [_cell(line.held_out, _chances) for line in lines],
-        f"P(below {RIVAL})": [_cell(line.over_evolution, _chances) for line in lines],
+        f"P(below {YARDSTICK}){where}": [_cell(line.over_sensitivity, _chances) for line in lines],
+        f"P(better figure than {YARDSTICK}), test": [
+            _cell(line.held_out, _chances) for line in lines
+        ],
+        f"P(below {RIVAL}){where}": [_cell(line.over_evolution, _chances) for line in lines],
     }
     shown = {k: v for k, v in columns.items() if any(cell.text != MISSING for cell in v)}
     if not shown:

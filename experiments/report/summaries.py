@@ -47,6 +47,8 @@ class Summary:
         until: evaluations to come close to the best of the cell, median; None: never.
         reward, kl, quality: of the best plan on the reward samples; quality as the yardstick says.
         held_out: quality on test, before fine-tuning; None where the task has none.
+        kl_held_out: KL on test, where nothing was chosen.
+        flattery: the KL on the reward samples minus that.
         area: mean KL of the best plan so far, over all evaluations.
         kl_at_time: KL after the same wall-clock time for all.
     """
@@ -60,6 +62,8 @@ class Summary:
     kl: Spread
     quality: Spread
     held_out: Spread | None = None
+    kl_held_out: Spread | None = None
+    flattery: Spread | None = None
     area: Spread | None = None
     kl_at_time: Spread | None = None
 
@@ -96,8 +100,9 @@ def summarise(runs: Sequence[Run], yardstick: Yardstick = ACCURACY) -> list[Summ
     result = []
     for name in dict.fromkeys(run["searcher"] for run in runs):
         mine = [run for run in runs if run["searcher"] == name]
-        keys = {key: key for key in ("reward", "kl", "held_out", "area", "kl_at_time")}
-        keys["quality"] = yardstick.name
+        mine = [{**run, "flattery": flattery(run)} for run in mine]
+        plainly = ("reward", "kl", "held_out", "kl_held_out", "flattery", "area", "kl_at_time")
+        keys = {**dict.fromkeys(plainly), "quality": yardstick.name}
         until = [math.inf if run.get("until") is None else run["until"] for run in mine]
         usual = float(np.median(until))
         result.append(
@@ -107,10 +112,19 @@ def summarise(runs: Sequence[Run], yardstick: Yardstick = ACCURACY) -> list[Summ
                 evaluations=float(np.mean([run["evaluations"] for run in mine])),
                 seconds=float(np.median([run["seconds"] for run in mine])),
                 until=usual if math.isfinite(usual) else None,
-                **{field: _spread([run.get(key) for run in mine]) for field, key in keys.items()},  # type: ignore[arg-type]
+                **{
+                    field: _spread([run.get(key or field) for run in mine])
+                    for field, key in keys.items()
+                },  # type: ignore[arg-type]
             )
         )
     return result
+
+
+def flattery(run: Run) -> float | None:
+    """How far the KL that a search reports is from the held-out one; None where that is unknown."""
+    true = run.get("kl_held_out")
+    return None if true is None else float(run["kl"] - true)
 
 
 def _spread(values: Sequence[float | None]) -> Spread | None:
@@ -121,6 +135,8 @@ def _spread(values: Sequence[float | None]) -> Spread | None:
 def measures_of(yardstick: Yardstick) -> tuple[Measure, ...]:
     """The spreads that a table shows."""
     return (
+        Measure("kl_held_out", f"{yardstick.apart}, test", -1, nats),
+        Measure("flattery", "reported minus that", 0, signed),
         Measure("kl", yardstick.apart, -1, nats),
         Measure("quality", yardstick.name, yardstick.sign, yardstick.show),
         Measure("held_out", f"{yardstick.name}, test", yardstick.sign, yardstick.show),
@@ -156,6 +172,11 @@ def summary_table(summaries: Sequence[Summary], yardstick: Yardstick = ACCURACY)
     return Table((*columns, "to within 2 %", "time"), tuple(lines))
 
 
+def signed(value: Any) -> str:
+    """A difference of divergences."""
+    return f"{value:+.4f}"
+
+
 def nats(value: Any) -> str:
     """Four significant digits: KLs of a few thousandths are told apart."""
     if value is None or not math.isfinite(value):
@@ -165,7 +186,9 @@ def nats(value: Any) -> str:
 
 
 def _ahead(summaries: Sequence[Summary], measure: Measure) -> set[int]:
-    """The searcher whose interval lies wholly on the better side of all others."""
+    """The searcher whose interval lies wholly on the better side of all others, if there is one."""
+    if not measure.sign:
+        return set()
     spreads = [getattr(summary, measure.field) for summary in summaries]
 
     def clear(best: int, other: int) -> bool:

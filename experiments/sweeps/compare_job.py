@@ -121,7 +121,7 @@ def _figures(job: Job, result: SearchResult) -> dict[str, Any]:
         "reward": best.reward,
         "kl": best.metrics.divergence,
         yardstick.name: yardstick.of(best.metrics),
-        "held_out": held_out(job.config, best.kept),
+        **held_out(job.config, best.kept),
         "macs_ratio": best.flops_ratio,
         "params_ratio": best.params_ratio,
         "kept": list(best.kept),

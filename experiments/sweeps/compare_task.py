@@ -18,6 +18,9 @@ from prune_env.pipeline.project import Project
 from prune_env.pipeline.rows import machine
 from prune_env.pipeline.stages import quality
 from prune_env.pipeline.yardstick import Yardstick, yardstick_for
+from prune_env.quality.batches import take_batches
+from prune_env.quality.evaluators import Evaluator
+from prune_env.structure.inputs import device_of
 
 FACTS = "facts.json"
 
@@ -89,9 +92,27 @@ def yardstick_of_task(config: CompareConfig) -> Yardstick:
     return yardstick_for(opened.objective)
 
 
-def held_out(config: CompareConfig, kept: Sequence[int]) -> float | None:
-    """The figure of quality on test, before fine-tuning, if the task comes with such data."""
+def held_out(config: CompareConfig, kept: Sequence[int]) -> dict[str, float | None]:
+    """What a plan is worth on test, where nothing was chosen, if the task comes with such data.
+
+    The figure of quality, and the divergence as rewards are of it: of the network that is
+    delivered, tuned for some steps where plans are paid for after these.
+    """
     opened = _opened(config)
     if not isinstance(opened, Project):
-        return None
-    return quality(opened, opened.task.at(1.0).network(kept))  # of whatever budget it is
+        return {"held_out": None, "kl_held_out": None}
+    task, evaluate = opened.task.at(1.0), _tested(config)  # of whatever budget the plan is
+    network = task.network(kept)
+    found = evaluate(network)
+    paid_for = evaluate(task.as_measured(network)) if task.tunes else found
+    return {"held_out": opened.yardstick.of(found), "kl_held_out": paid_for.divergence}
+
+
+@lru_cache(maxsize=2)
+def _tested(config: CompareConfig) -> Evaluator:
+    """Test, with what the dense network says of it."""
+    opened = _opened(config)
+    assert isinstance(opened, Project)
+    device = device_of(opened.dense)
+    batches = [batch.to(device) for batch in take_batches(opened.test, None)]
+    return Evaluator.of(opened.dense, batches, objective=opened.task.objective)

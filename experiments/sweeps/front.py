@@ -48,8 +48,8 @@ def rows_of(
                 entries.setdefault(name, []).append(run)
         entries[POLICY] = [many["policy"][place] for many in manys]
         entries[MANY] = [many["front"][place] for many in manys]
-        keys = ("kl", quality, "held_out")
-        series = {n: {k: [e[k] for e in each] for k in keys} for n, each in entries.items()}
+        keys = ("kl_held_out", "kl", quality, "held_out")
+        series = {n: {k: [e.get(k) for e in each] for k in keys} for n, each in entries.items()}
         rows.append({"budget": budget, "series": series})
     return rows
 
@@ -126,12 +126,13 @@ def _tables(results: Results, yardstick: Yardstick) -> list[Block]:
     blocks: list[Block] = []
     dense, tested = (yardstick.show(results[key]) for key in ("dense", "dense_held_out"))
     titles = {
+        "kl_held_out": "KL, nats, test",
         "kl": "KL, nats, reward samples",
         yardstick.name: f"{yardstick.name}, reward samples, dense {dense}",
         "held_out": f"{yardstick.name}, test, dense {tested}",
     }
     for key, title in titles.items():
-        sign, show = (-1, nats) if key == "kl" else (yardstick.sign, yardstick.show)
+        sign, show = (-1, nats) if key.startswith("kl") else (yardstick.sign, yardstick.show)
         table = front_table(results, key, sign, show)
         if table is not None:
             blocks += [Heading(title), table]

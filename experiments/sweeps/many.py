@@ -133,7 +133,7 @@ def _figures(many: Many, result: SearchResult) -> dict[str, Any]:
     task = task_of(config, config.budgets[-1])
     yardstick = yardstick_of_task(config)
     cost_M = [float(task.costs.ratio(outcome.kept, task.on)) for outcome in history]
-    tested: dict[tuple[int, ...], float | None] = {}
+    tested: dict[tuple[int, ...], Mapping[str, float | None]] = {}
 
     def row(budget: float, outcome: Outcome) -> dict[str, Any]:
         if outcome.kept not in tested:
@@ -141,7 +141,7 @@ def _figures(many: Many, result: SearchResult) -> dict[str, Any]:
         return {
             "budget": budget, "cost": float(task.costs.ratio(outcome.kept, task.on)),
             "kl": outcome.metrics.divergence, yardstick.name: yardstick.of(outcome.metrics),
-            "held_out": tested[outcome.kept], "kept": list(outcome.kept),
+            **tested[outcome.kept], "kept": list(outcome.kept),
         }  # fmt: skip
 
     asked = history[-len(config.budgets) :]

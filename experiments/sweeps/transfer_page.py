@@ -56,8 +56,8 @@ def _together(rows: Mapping[str, Sequence[Run]], quality: str) -> list[dict[str,
     """Searchers, what the transfer measured, searches by the agent."""
     last = ("going on", "afresh")
     names = sorted(rows, key=lambda name: (name.endswith(last), name in (PRIOR, POLICY, PLAN)))
-    keys = ("kl", quality, "held_out", "evaluations", "macs_ratio", "params_ratio")
-    return [{"name": n, **{key: [run[key] for run in rows[n]] for key in keys}} for n in names]
+    keys = ("kl_held_out", "kl", quality, "held_out", "evaluations", "macs_ratio", "params_ratio")
+    return [{"name": n, **{key: [run.get(key) for run in rows[n]] for key in keys}} for n in names]
 
 
 def mean(row: Mapping[str, Any], key: str) -> float | None:
@@ -114,6 +114,7 @@ def transfer_table(results: Results, rows: Sequence[Mapping[str, Any]]) -> Table
     """A row per way to a plan."""
     yardstick, agent = yardstick_of(results), results["settings"]["agent"]
     shows = {
+        "kl_held_out": ("KL, nats, test", -1, nats),
         "kl": ("KL, nats", -1, nats),
         yardstick.name: (yardstick.name, yardstick.sign, yardstick.show),
         "held_out": (f"{yardstick.name}, test", yardstick.sign, yardstick.show),

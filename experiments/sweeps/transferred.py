@@ -113,7 +113,7 @@ def _row(config: CompareConfig, outcome: Outcome, evaluations: int) -> dict[str,
     yardstick = yardstick_of_task(config)
     return {
         "kl": outcome.metrics.divergence, yardstick.name: yardstick.of(outcome.metrics),
-        "held_out": held_out(config, outcome.kept), "kept": list(outcome.kept),
+        **held_out(config, outcome.kept), "kept": list(outcome.kept),
         "macs_ratio": outcome.flops_ratio, "params_ratio": outcome.params_ratio,
         "evaluations": evaluations,
     }  # fmt: skip
