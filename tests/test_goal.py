@@ -18,7 +18,8 @@ from prune_env.mdp.candidates import CandidateEvaluator
 from prune_env.recovery.short import PASSES
 from prune_env.recovery.training import Tuning
 from prune_env.search import Ledger, Processes, run_search
-from prune_env.search.searchers import JOURNAL
+from prune_env.search.screening import FINALISTS, LOOKS
+from prune_env.search.searchers import JOURNAL, searcher_named
 from prune_env.structure.entry import copy_of
 from prune_env.testing import toy_inputs, toy_model
 
@@ -210,3 +211,17 @@ def test_compress_measures_by_the_tuning_that_follows() -> None:
     assert len(made) == 1 + 1 + 1, "to be paid, to be measured on val as it was paid, to be kept"
     row = result.results["rows"][-1]
     assert row["kl_held_out"] > 0
+
+
+def test_looks_come_before_what_is_tuned_and_the_uniform_plan_is_tuned_too(
+    task: PruningTask,
+) -> None:
+    ledger = Ledger(task, 10)
+    ledger.run(searcher_named("surrogate"), 0)
+    kinds = [outcome.metrics.share == 1 for outcome in ledger.history]
+    first = kinds.index(True)
+    assert all(kinds[first:])
+    assert 0 < first <= LOOKS + 4
+    assert sum(kinds) > FINALISTS - 2
+    assert task.reference in [outcome.kept for outcome in ledger.history[first:]]
+    assert ledger.best == max(ledger.history[first:], key=lambda outcome: outcome.rank)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from prune_env.experiments.report.correlation import spearman
 from prune_env.mdp.rules import Floats, Rules, Units
-from prune_env.search.surrogate import CHOICES, FLOOR, MOST, Strengths, Surrogate
+from prune_env.search.surrogate import CHOICES, FLOOR, MOST, Mean, Strengths, Surrogate
 from prune_env.testing import toy_task
 
 GROUPS, WIDTH = 6, 16
@@ -185,3 +185,31 @@ def test_it_ranks_plans_it_has_not_seen(seed: int) -> None:
     fitted = Surrogate.fit(rules(), kept_MG, worth(kept_MG))
     assert spearman(fitted(unseen_NG), worth(unseen_NG)) > 0.95
     assert spearman(fitted.alone(unseen_NG), worth(unseen_NG)) > 0.8
+
+
+def biased(kept_NG: Units) -> Floats:
+    """Another measurement, in another unit, that knows nothing of the last group."""
+    return 100 + 40 * worth(np.concatenate([kept_NG[:, :-1], np.full((len(kept_NG), 1), WIDTH)], 1))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_cheaper_measurements_said_is_believed_as_far_as_it_is_right(seed: int) -> None:
+    """Ten plans measured: a good mean helps, one that says nothing or the opposite hurts little."""
+    measured, asked = plans(10, seed), plans(200, seed + 100)
+    true = worth(asked)
+
+    def rank(mean: Mean | None) -> float:
+        found = Surrogate.fit(rules(), measured, worth(measured), mean=mean)
+        return float(spearman(found(asked), true))
+
+    def noise(kept_NG: Units) -> Floats:
+        return np.sin(1000.0 * kept_NG @ np.arange(1, GROUPS + 1))
+
+    alone = rank(None)
+    assert rank(biased) > max(0.97, alone)
+    assert rank(noise) > alone - 0.15
+    assert rank(lambda kept_NG: -biased(kept_NG)) == alone
+    told = Surrogate.fit(rules(), measured, worth(measured), SURE, mean=biased)
+    assert told.slope * 40 == pytest.approx(10 / 14, rel=0.2)
+    assert told(measured) == pytest.approx(worth(measured), abs=1e-4)
+    assert told.spread(measured) == pytest.approx(np.zeros(10), abs=1e-3)

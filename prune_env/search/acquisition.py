@@ -16,7 +16,7 @@ from prune_env.mdp.rules import Units, as_kept
 from prune_env.search.ledger import Ledger
 from prune_env.search.neighbours import PARENTS, mutated
 from prune_env.search.seen import Scale, Seen, compression
-from prune_env.search.surrogate import CHOICES, NOISY, Strengths, Surrogate
+from prune_env.search.surrogate import CHOICES, NOISY, Mean, Strengths, Surrogate
 
 Floats = NDArray[np.float64]
 FEW = 10
@@ -59,10 +59,11 @@ class Acquisition:
     Attributes:
         surrogate: fitted to the measured plans; None while they are fewer than `FEWEST`.
         scale: from rewards to the worths that the surrogate is fitted to.
+        mean: what plans are expected to be worth before any is measured, see `Surrogate.fit`.
     """
 
-    def __init__(self, ledger: Ledger, choice: Choice, seed: int) -> None:
-        self.ledger, self.choice = ledger, choice
+    def __init__(self, ledger: Ledger, choice: Choice, seed: int, mean: Mean | None = None) -> None:
+        self.ledger, self.choice, self.mean = ledger, choice, mean
         self.surrogate: Surrogate | None = None
         self.scale: Scale = lambda reward_N: reward_N
         self._generator = np.random.default_rng(seed)
@@ -108,7 +109,8 @@ class Acquisition:
     def _fitted(self, seen: Seen, scale: Scale, strengths: Strengths | None = None) -> Surrogate:
         rules = self.ledger.task.rules
         choices = NOISY if self.choice.looks else CHOICES
-        return Surrogate.fit(rules, seen.kept_MG, scale(seen.reward_M), strengths, choices)
+        worth_M = scale(seen.reward_M)
+        return Surrogate.fit(rules, seen.kept_MG, worth_M, strengths, choices, self.mean)
 
     def judge(self, seen: Seen, budget: float) -> Surrogate | None:
         """What chooses among plans of one budget of several: fitted to the nearest in cost.

@@ -13,8 +13,8 @@ from prune_env.search.neighbours import PARENTS, best_plans, nearby
 
 CANDIDATES = 160
 """Plans that are looked at for a few that are measured: as many as an agent's lanes finish."""
-SHARE, FINALISTS = 0.25, 6
-"""Of the samples that a glimpse sees; and plans that are measured in full in the end."""
+SHARE, LOOKS, FINALISTS = 0.25, 240, 6
+"""Of the samples that a glimpse sees; plans glimpsed at; and those measured in full after it."""
 
 
 def screened(ledger: Ledger, seed: int) -> None:
@@ -30,22 +30,36 @@ def screened(ledger: Ledger, seed: int) -> None:
 def surrogate(ledger: Ledger, seed: int) -> None:
     """The same with many cheap looks in place of few dear ones.
 
-    Every plan is glimpsed at on a share of the samples, fresh ones if the task has any
-    (`fresh_samples`), until just enough is left to measure a few finalists in full: those that the
-    surrogate expects most of. They are chosen by samples that they are not measured on.
+    Plans are glimpsed at on a share of the samples, fresh ones if the task has any
+    (`fresh_samples`), until just enough is left to measure a few finalists in full, or so many were
+    seen that more would tell little. Finalists are those that the surrogate of looks expects most
+    of; they are chosen by samples that they are not measured on. What is left is spent on full
+    measurements, by a surrogate of these whose mean is that of looks.
+
+    Where plans are tuned before they are measured in full, a look tells less of the end: finalists
+    lie further down the list then, and the uniform plan is one of them.
     """
     task, generator = ledger.task, np.random.default_rng(seed)
-    finalists = int(min(FINALISTS, ledger.limit // 8))
+    finalists = int(min(FINALISTS, ledger.limit // (2 if task.tunes else 8)))
     if finalists < 2:  # nothing to save
         screened(ledger, seed)
     acquisition = Acquisition(ledger, Choice(share=SHARE), seed)
     with ledger.reserved(finalists):
         acquisition.ask(list(dict.fromkeys(plan_of(task, path(task)) for path in PATHS.values())))
-        while True:
+        while len(ledger.looks) < LOOKS:
             plans_NG = nearby(task, _likeliest(acquisition, PARENTS), CANDIDATES, generator)
             acquisition.measure(plans_NG, np.full(CANDIDATES, task.budget))
     acquisition.fit()
-    ledger.measure(_likeliest(acquisition, finalists))
+    likeliest = _likeliest(acquisition, 2**finalists if task.tunes else finalists)
+    if task.tunes:
+        ranks = [likeliest[place] for n in range(finalists) if (place := 2**n - 1) < len(likeliest)]
+        likeliest = list(dict.fromkeys([*ranks[: finalists - 1], task.reference]))
+    ledger.measure(likeliest)
+    decided = Acquisition(ledger, Choice(), seed, mean=acquisition.surrogate)
+    decided.fit()
+    while True:
+        plans_NG = nearby(task, best_plans(ledger.seen), CANDIDATES, generator)
+        decided.measure(plans_NG, np.full(CANDIDATES, task.budget))
 
 
 def _likeliest(acquisition: Acquisition, count: int) -> list[Kept]:

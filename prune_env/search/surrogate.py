@@ -11,7 +11,7 @@ Legend: N plans asked for, M plans measured, G groups, L levels of a group.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,9 +21,13 @@ from numpy.typing import NDArray
 from prune_env.mdp.rules import Rules, Units
 
 Floats = NDArray[np.float64]
+Mean = Callable[[Units], Floats]
+"""From plans (N, G) to what they are expected to be worth, (N,)."""
 
 FLOOR = 0.02
 """Added to kept fractions before the logarithm."""
+SHRUNK = 4.0
+"""Measured plans that the belief that the mean says nothing (a slope of 0) is worth."""
 MOST = 400
 """Measured plans that are fitted: the best half and the latest of the others."""
 
@@ -69,6 +73,8 @@ class Surrogate:
         center, unit: of the worths fitted.
         whitening_MM: inverse of the lower Cholesky factor of their covariance.
         weight_M: what each of them contributes.
+        mean: what plans were expected to be worth before any was measured, in any unit.
+        slope: from that unit to worths.
     """
 
     rules: Rules
@@ -80,6 +86,8 @@ class Surrogate:
     unit: float
     whitening_MM: Floats
     weight_M: Floats
+    mean: Mean | None = None
+    slope: float = 0.0
 
     @staticmethod
     def fit(
@@ -88,6 +96,7 @@ class Surrogate:
         worth: Sequence[float] | Floats,
         strengths: Strengths | None = None,
         choices: Sequence[Strengths] = CHOICES,
+        mean: Mean | None = None,
     ) -> Surrogate:
         """Fit to measured plans; with `strengths` given they are not chosen anew.
 
@@ -97,11 +106,21 @@ class Surrogate:
             worth: what they are worth, M numbers.
             strengths: of the covariance.
             choices: what they are chosen from otherwise.
+            mean: what plans are expected to be worth, such as a surrogate of cheaper measurements;
+                how much of it is believed is fitted (Kennedy and O'Hagan 2000: autoregressive
+                fidelities).
         """
         kept_MG, worth_M = _thinned(np.asarray(kept), np.asarray(worth, np.float64))
         raw_MG = np.log(kept_MG / rules.units_G + FLOOR)
         mean_G, scale = raw_MG.mean(0), max(float(raw_MG.std(0).mean()), 0.05)
         place_MG = (raw_MG - mean_G) / scale
+        slope = 0.0
+        if mean is not None:
+            known_M = mean(kept_MG)
+            apart_M, above_M = known_M - known_M.mean(), worth_M - worth_M.mean()
+            steep = float(apart_M @ above_M / max(float(apart_M @ apart_M), 1e-12))
+            slope = max(0.0, steep) * len(worth_M) / (len(worth_M) + SHRUNK)
+            worth_M = worth_M - slope * known_M
         center, unit = float(worth_M.mean()), max(float(worth_M.std()), 1e-9)
         target_M = (worth_M - center) / unit
         found = [
@@ -109,11 +128,14 @@ class Surrogate:
             for choice in ([strengths] if strengths else choices)
         ]
         _, white_MM, weight_M, chosen = max(found, key=lambda entry: entry[0])
-        return Surrogate(rules, chosen, mean_G, scale, place_MG, center, unit, white_MM, weight_M)
+        return Surrogate(
+            rules, chosen, mean_G, scale, place_MG, center, unit, white_MM, weight_M, mean, slope
+        )
 
     def __call__(self, kept_NG: Units) -> Floats:
         """Expected worth of plans, (N,)."""
-        return self.center + self.unit * (self._covariance(kept_NG) @ self.weight_M)
+        found_N = self.center + self.unit * (self._covariance(kept_NG) @ self.weight_M)
+        return found_N if self.mean is None else found_N + self.slope * self.mean(kept_NG)
 
     def spread(self, kept_NG: Units) -> Floats:
         """Standard deviation of the worth of plans, (N,)."""
