@@ -76,7 +76,7 @@ def test_a_part_that_is_all_says_what_all_say(task: PruningTask) -> None:
         assert found.divergence == pytest.approx(every.divergence, rel=1e-6)
         assert found.loss == pytest.approx(every.loss, rel=1e-6)
         assert found.figure == pytest.approx(every.figure, abs=1e-6)
-        assert found.share == fresh.samples / 40
+        assert found.share == (fresh.samples + 8) / (40 + 8), "the repair's samples are charged too"
     assert task.glimpse(task.reference, 0.2).metrics.divergence_error == pytest.approx(0, abs=1e-9)
 
 
@@ -134,7 +134,7 @@ def test_the_reference_is_charged_once_and_nothing_that_is_glimpsed_at_wins(
     some = plans(task, 6)
     ledger.glimpse(some[:4], 0.2)
     ledger.glimpse(some[4:], 0.2)
-    assert ledger.charged == pytest.approx(4.0 + 0.2 * len(some))
+    assert ledger.charged == pytest.approx((160 + 8 + (8 + 8) * len(some)) / (40 + 8))
     assert [o.kept for o in ledger.looks] == [task.reference, *some]
     assert not any(outcome.eligible for outcome in ledger.history)
     ledger.measure(some[:1])

@@ -273,9 +273,18 @@ class CandidateEvaluator:
         return dataclasses.replace(self, quality=dataclasses.replace(self.quality, stages=()))
 
     @property
-    def passes(self) -> int:
+    def passes(self) -> float:
         """Predictions that a full measurement makes; one that is trained on counts threefold."""
-        return self.quality.samples + (0 if self.short is None else self.short.passes)
+        tuning = 0 if self.short is None else self.short.passes
+        return self.quality.samples + self._repairing + tuning
+
+    @cached_property
+    def _repairing(self) -> float:
+        """Predictions that the repair of a candidate makes."""
+        if not self.repair.reads_data(self.model) or self.objective.evaluate is not None:
+            return 0.0
+        of_a_sample = self.quality.samples / sum(map(len, self.quality.batches))
+        return of_a_sample * sum(map(len, self.quick))
 
     def tuned_by(self, tuning: Tuning) -> CandidateEvaluator:
         """The same, plans tuned in another way before they are measured, if they are."""
@@ -283,6 +292,11 @@ class CandidateEvaluator:
             return self
         short = dataclasses.replace(self.short, tuning=tuning)
         return dataclasses.replace(self, short=short, cache={}, references={})
+
+    @property
+    def tunes(self) -> bool:
+        """Whether plans are tuned before they are measured in full."""
+        return self.short is not None
 
     def as_measured(self, network: nn.Module) -> nn.Module:
         """What a full measurement makes of a network that is cut and repaired; itself, or tuned."""
@@ -303,15 +317,12 @@ class CandidateEvaluator:
         key = (kept, samples)
         if key not in self.cache:
             some = None if samples is None else (lambda metrics: True)
-            found = self._measure(kept, some, None if samples is None else (samples,))
-            if samples is not None:
-                found = self._charged(found)
-            self.cache[key] = found
+            self.cache[key] = self._measure(kept, some, None if samples is None else (samples,))
         return self.cache[key]
 
     def _charged(self, found: Metrics) -> Metrics:
-        """The same as the part that it is of a full measurement."""
-        return dataclasses.replace(found, share=found.samples / self.passes)
+        """The same, as the part that it is of a full measurement."""
+        return dataclasses.replace(found, share=(found.samples + self._repairing) / self.passes)
 
     @property
     def fresh_samples(self) -> int:
@@ -377,6 +388,8 @@ class CandidateEvaluator:
             if stages is None and self.short is not None:
                 model = self.short(model)
             metrics = self.quality(model, hopeless, stages)
+        if stages is not None or metrics.share < 1:
+            metrics = self._charged(metrics)
         self.clock.measure += time.perf_counter() - start
         self.clock.calls += 1
         return metrics

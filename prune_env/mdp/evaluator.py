@@ -55,12 +55,17 @@ class PlanEvaluator(Protocol):
         ...
 
     @property
-    def passes(self) -> int:
+    def passes(self) -> float:
         """Predictions that a full measurement makes; one that is trained on counts threefold."""
         ...
 
     def tuned_by(self, tuning: Tuning) -> PlanEvaluator:
         """The same, plans tuned in another way before they are measured, if they are."""
+        ...
+
+    @property
+    def tunes(self) -> bool:
+        """Whether plans are tuned before they are measured in full."""
         ...
 
     def as_measured(self, network: nn.Module) -> nn.Module:
@@ -133,13 +138,18 @@ class OfFunction:
         return self.function(kept)
 
     @property
-    def passes(self) -> int:
+    def passes(self) -> float:
         """One."""
-        return 1
+        return 1.0
 
     def tuned_by(self, tuning: Tuning) -> OfFunction:
         """Itself: nothing is tuned."""
         return self
+
+    @property
+    def tunes(self) -> bool:
+        """No."""
+        return False
 
     def as_measured(self, network: nn.Module) -> nn.Module:
         """The network."""

@@ -267,7 +267,7 @@ class PruningTask:
     @property
     def tunes(self) -> bool:
         """Whether plans are tuned before they are measured."""
-        return self.dense is not None and self.evaluator.passes > self.dense.samples
+        return self.evaluator.tunes
 
     def around(self, path: Path) -> PruningTask:
         """The same task with another prior."""

@@ -33,8 +33,8 @@ class Metrics:
         loss: mean loss on the targets.
         divergence: mean distance to the dense network.
         samples: number of predictions measured.
-        share: the part that they are of all that would have been measured; below 1 where the
-            measurement was given up.
+        share: the part that they are of a full measurement, with what was repaired on; below 1
+            where it was given up, or only glimpsed.
         figure_error, loss_error, divergence_error: standard errors, as if predictions were
             independent.
         more: further figures by name.

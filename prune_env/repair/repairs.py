@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,8 +32,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Sequence[Batch]) -> None:
     """
     if not batches:
         raise DataError("there are no batches to measure BatchNorm statistics on.")
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.track_running_stats]
+    norms = _running(model)
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
@@ -55,6 +55,12 @@ def reestimate_batchnorm(model: nn.Module, batches: Sequence[Batch]) -> None:
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
+
+
+def _running(model: nn.Module) -> list[Any]:
+    """Layers with running statistics."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return [norm for norm in norms if norm.track_running_stats]
 
 
 def _counted(model: nn.Module, batch: Batch, norms: Sequence[nn.Module]) -> bool:
@@ -91,6 +97,12 @@ class Repair:
 
     overlay: Overlay = no_overlay
     finish: Finish = no_finish
+
+    def reads_data(self, model: nn.Module) -> bool:
+        """Whether a candidate of this network is run on data before it is measured."""
+        if self.finish is reestimate_batchnorm:
+            return bool(_running(model))
+        return self.finish is not no_finish
 
 
 REPAIRS: dict[str, Repair] = {

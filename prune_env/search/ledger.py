@@ -36,8 +36,8 @@ class Ledger:
 
     Attributes:
         task: the task, whose `outcome` is the expensive part.
-        limit: evaluations that may be charged; a plan given up early costs the share of the
-            samples that it was measured on.
+        limit: evaluations that may be charged; a plan given up early costs the share that
+            was run of all samples, those of its repair included.
         clock: what it tells the time by.
         workers: who measures.
         history: every outcome, in order.
