@@ -130,17 +130,16 @@ def test_the_goal_is_in_the_fingerprint_and_the_default_is_not(tmp_path: Path) -
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["surrogate", "evolution", "sensitivity_measured"])
-def test_searchers_resume_and_share_workers_as_ever(
-    name: str, task: PruningTask, tmp_path: Path
-) -> None:
-    one = run_search(task, name, 12, 0, tmp_path)
-    journal = tmp_path / JOURNAL
-    head, *rows = journal.read_text().splitlines(keepends=True)
-    journal.write_text("".join([head, *rows[1::2]]))
-    assert run_search(task, name, 12, 0, tmp_path).history == one.history
+def test_a_search_resumes_and_shares_workers_as_ever(task: PruningTask, tmp_path: Path) -> None:
+    """All that a searcher may ask for: looks, full measurements and, of another one, probes."""
     with Processes(2) as two:
-        assert run_search(task, name, 12, 0, workers=two).history == one.history
+        for name in ("surrogate", "sensitivity_measured"):
+            one = run_search(task, name, 6, 0, tmp_path / name)
+            journal = tmp_path / name / JOURNAL
+            head, *rows = journal.read_text().splitlines(keepends=True)
+            journal.write_text("".join([head, *rows[1::2]]))
+            assert run_search(task, name, 6, 0, tmp_path / name).history == one.history
+            assert run_search(task, name, 6, 0, workers=two).history == one.history
 
 
 def test_single_weights_that_went_stay_zero(task: PruningTask) -> None:
