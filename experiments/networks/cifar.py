@@ -160,8 +160,8 @@ def suited(dense: nn.Module, splits: ImageSplits, seed: int) -> tuple[str, str]:
     A network that has fitted its training images passes them on differently from new ones, so that
     statistics and rewards of them carry over less well; augmented ones mend some of that
     (`experiments/results/calibration_resnet20.md`). One that has not is calibrated best on what it
-    will see (`calibration_vit_cifar10.md`). It has if its loss on `VAL` val images is above that on as many
-    training images by more than two standard errors.
+    will see (`calibration_vit_cifar10.md`). It has if its loss on `VAL` val images is above that on
+    as many training images by more than two standard errors.
     """
     batches = partial(loader, mean=splits.mean, std=splits.std, batch_size=250)
     seen, new = (
