@@ -36,7 +36,8 @@ CellResults = Mapping[str, Any]
 
 COLUMNS = Text(
     "A search is charged every plan that it measures, repeated ones too, by the share of the "
-    "reward samples it was measured on. KL to the dense network (or the divergence that the "
+    "reward samples it was measured on; passes are the same in forward passes over 1,000 samples, "
+    "those of repair and of tuning included. KL to the dense network (or the divergence that the "
     "objective has) and quality are those of its best plan by reward, before fine-tuning; those of "
     "test chose nothing and are of the network that is delivered, the others are of the reward "
     "samples (training data). Reported minus that: how far a search was fooled by its own samples "

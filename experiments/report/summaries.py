@@ -43,6 +43,7 @@ class Summary:
 
     Attributes:
         evaluations: charged, mean per search.
+        passes: the same in forward passes over 1,000 predictions; None where none are made.
         seconds: median per search.
         until: evaluations to come close to the best of the cell, median; None: never.
         reward, kl, quality: of the best plan on the reward samples; quality as the yardstick says.
@@ -62,6 +63,7 @@ class Summary:
     kl: Spread
     quality: Spread
     held_out: Spread | None = None
+    passes: float | None = None
     kl_held_out: Spread | None = None
     flattery: Spread | None = None
     area: Spread | None = None
@@ -110,6 +112,7 @@ def summarise(runs: Sequence[Run], yardstick: Yardstick = ACCURACY) -> list[Summ
                 searcher=name,
                 seeds=len(mine),
                 evaluations=float(np.mean([run["evaluations"] for run in mine])),
+                passes=_mean([run.get("passes") for run in mine]),
                 seconds=float(np.median([run["seconds"] for run in mine])),
                 until=usual if math.isfinite(usual) else None,
                 **{
@@ -125,6 +128,11 @@ def flattery(run: Run) -> float | None:
     """How far the KL that a search reports is from the held-out one; None where that is unknown."""
     true = run.get("kl_held_out")
     return None if true is None else float(run["kl"] - true)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
 def _spread(values: Sequence[float | None]) -> Spread | None:
@@ -153,6 +161,7 @@ def summary_table(summaries: Sequence[Summary], yardstick: Yardstick = ACCURACY)
         if all(getattr(summary, measure.field) is not None for summary in summaries)
     ]
     ahead = {measure.field: _ahead(summaries, measure) for measure in shown}
+    counted = all(summary.passes is not None for summary in summaries)
     lines = []
     for k, summary in enumerate(summaries):
         spreads = [
@@ -163,12 +172,14 @@ def summary_table(summaries: Sequence[Summary], yardstick: Yardstick = ACCURACY)
                 Cell(summary.searcher, colour=style_of(summary.searcher).colour),
                 Cell(str(summary.seeds)),
                 Cell(f"{summary.evaluations:.4g}"),
+                *([Cell(f"{summary.passes:.4g}")] if counted else []),
                 *spreads,
                 Cell(MISSING if summary.until is None else f"{summary.until:.4g}"),
                 Cell(duration(summary.seconds)),
             )
         )
-    columns = ("searcher", "seeds", "evaluations", *(measure.title for measure in shown))
+    columns = ("searcher", "seeds", "evaluations", *(["passes"] if counted else []),
+               *(measure.title for measure in shown))  # fmt: skip
     return Table((*columns, "to within 2 %", "time"), tuple(lines))
 
 

@@ -20,6 +20,7 @@ from prune_env.experiments.stages.policies import continuing, is_agent
 from prune_env.experiments.sweeps.compare_task import (
     fingerprint_of,
     held_out,
+    passes,
     task_of,
     yardstick_of_task,
 )
@@ -116,6 +117,7 @@ def _figures(job: Job, result: SearchResult) -> dict[str, Any]:
         "searcher": job.searcher,
         "seed": job.seed,
         "evaluations": round(charged[-1], 6),
+        "passes": passes(job.config, charged[-1]),
         "plans": len(history),
         "seconds": result.times[-1],
         "reward": best.reward,

@@ -92,6 +92,12 @@ def yardstick_of_task(config: CompareConfig) -> Yardstick:
     return yardstick_for(opened.objective)
 
 
+def passes(config: CompareConfig, evaluations: float) -> float | None:
+    """What evaluations cost in forward passes over 1,000 predictions; None where none is made."""
+    task = _task(config)
+    return None if task.dense is None else evaluations * task.evaluator.passes / 1000
+
+
 def held_out(config: CompareConfig, kept: Sequence[int]) -> dict[str, float | None]:
     """What a plan is worth on test, where nothing was chosen, if the task comes with such data.
 
