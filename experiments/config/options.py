@@ -80,7 +80,7 @@ class TaskFlags:
         "measured after a few steps of it",
         added=True,
     )
-    tuned_steps: int = option(60, "of it, with --goal tuned", added=True)
+    tuned_steps: int = option(30, "of it, with --goal tuned", added=True)
     stages: tuple[int, ...] = option((), "reward samples after which a hopeless plan is given up")
     precision: str = option("auto", "of the reward's measurement: auto, float32 or bfloat16")
     ignore: tuple[str, ...] = option((), "layers left alone: names or globs, comma separated")

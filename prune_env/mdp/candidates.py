@@ -122,7 +122,7 @@ class TaskOptions:
     fresh_samples: int = 0
     repair_samples: int = 128
     goal: str = AS_IS
-    tuned_steps: int = 60
+    tuned_steps: int = 30
     stages: Sequence[int] = ()
     precision: str = "auto"
     batch_size: int = 0
