@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 
 class Progress(Protocol):
-    """Something that counts steps and shows a remark with each."""
+    """Something that counts steps, or parts of them, and shows a remark with each."""
 
-    def step(self, remark: str = "") -> None: ...
+    def step(self, remark: str = "", steps: float = 1.0) -> None: ...
 
 
 Show = Callable[[str, int, str, bool], AbstractContextManager[Progress]]
@@ -77,31 +77,39 @@ def lines(label: str, total: int, unit: str, passing: bool = False) -> Iterator[
 
 
 class _Silent:
-    def step(self, remark: str = "") -> None:
+    def step(self, remark: str = "", steps: float = 1.0) -> None:
         pass
 
 
 class _Bar:
     def __init__(self, bar: Any) -> None:
-        self._bar = bar
+        self._bar, self._done = bar, 0.0
 
-    def step(self, remark: str = "") -> None:
+    def step(self, remark: str = "", steps: float = 1.0) -> None:
+        self._done += steps
         self._bar.set_postfix_str(remark, refresh=False)
-        self._bar.update(1)
+        self._bar.update(_whole(self._done) - self._bar.n)
 
 
 class _Lines:
     def __init__(self, label: str, total: int, unit: str) -> None:
         self._label, self._total, self._unit = label, total, unit
-        self._done, self._shown, self._start = 0, 0.0, time.monotonic()
+        self._done, self._shown, self._start = 0.0, 0.0, time.monotonic()
 
-    def step(self, remark: str = "") -> None:
-        self._done += 1
+    def step(self, remark: str = "", steps: float = 1.0) -> None:
+        before, self._done = self._done, self._done + steps
         share = self._done / max(1, self._total)
-        if share < self._shown + 0.1 and self._done != self._total:
+        ended = before < self._total <= self._done
+        if not ended and (share < self._shown + 0.1 or before >= self._total):
             return
         self._shown = share
         elapsed = time.monotonic() - self._start
-        left = elapsed / share - elapsed
-        text = f"{self._label}: {self._done}/{self._total} {self._unit}, {left:.0f} s left"
+        left = max(0.0, elapsed / share - elapsed)
+        done = min(_whole(self._done), self._total)
+        text = f"{self._label}: {done}/{self._total} {self._unit}, {left:.0f} s left"
         print(f"{text}, {remark}" if remark else text, file=sys.stderr, flush=True)
+
+
+def _whole(steps: float) -> int:
+    """Steps that are done; shares that should sum to one may be short of it by rounding."""
+    return int(steps + 1e-9)

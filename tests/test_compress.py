@@ -18,7 +18,7 @@ from prune_env.mdp.task import PruningTask
 from prune_env.pipeline import stages
 from prune_env.pipeline.result import Result
 from prune_env.plan.cut import compact
-from prune_env.progress import bars, progress, showing
+from prune_env.progress import bars, lines, progress, showing
 from prune_env.recovery import FinetuneSettings, evaluate
 from prune_env.search.ledger import Ledger
 from prune_env.testing import toy_inputs, toy_model
@@ -314,3 +314,15 @@ def test_what_was_found_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     (said,) = [r.getMessage() for r in caplog.records if "can be pruned" in r.getMessage()]
     assert said.startswith("3 groups of 26 units can be pruned, 1 are left alone (1 x")
     assert "tied to the output" in said
+
+
+def test_parts_of_steps_are_counted_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """A search that glimpses takes more steps than it has evaluations, each a part of one."""
+    with lines("search", 4, "evaluations") as shown:
+        for _ in range(30):
+            shown.step("looking", 0.1)
+        shown.step("best")
+        shown.step("best")
+    said = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert 9 <= len(said) <= 12
+    assert said.count("search: 4/4 evaluations") == 1 == said[::-1].index("search: 3/4 evaluations")

@@ -13,7 +13,7 @@ from prune_env.experiments.report.aggregates import iqm_over
 from prune_env.experiments.report.findings import leaders
 from prune_env.experiments.report.page import Cell, Table
 from prune_env.experiments.report.series import style_of
-from prune_env.pipeline.formats import MISSING, duration, plain
+from prune_env.pipeline.formats import MISSING, count, duration, plain
 from prune_env.pipeline.yardstick import ACCURACY, Yardstick
 
 Run = Mapping[str, Any]
@@ -161,7 +161,8 @@ def summary_table(summaries: Sequence[Summary], yardstick: Yardstick = ACCURACY)
         if all(getattr(summary, measure.field) is not None for summary in summaries)
     ]
     ahead = {measure.field: _ahead(summaries, measure) for measure in shown}
-    counted = all(summary.passes is not None for summary in summaries)
+    counted = [each.passes for each in summaries if each.passes is not None]
+    counted = counted if len(counted) == len(summaries) else []
     lines = []
     for k, summary in enumerate(summaries):
         spreads = [
@@ -171,8 +172,8 @@ def summary_table(summaries: Sequence[Summary], yardstick: Yardstick = ACCURACY)
             (
                 Cell(summary.searcher, colour=style_of(summary.searcher).colour),
                 Cell(str(summary.seeds)),
-                Cell(f"{summary.evaluations:.4g}"),
-                *([Cell(f"{summary.passes:.4g}")] if counted else []),
+                Cell(count(summary.evaluations)),
+                *(map(Cell, map(count, counted[k : k + 1]))),
                 *spreads,
                 Cell(MISSING if summary.until is None else f"{summary.until:.4g}"),
                 Cell(duration(summary.seconds)),

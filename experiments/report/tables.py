@@ -19,6 +19,7 @@ from prune_env.experiments.report.page import Cell, Table
 from prune_env.experiments.report.series import DENSE, style_of
 from prune_env.pipeline.formats import (
     MISSING,
+    count,
     duration,
     milliseconds,
     percent,
@@ -81,7 +82,7 @@ def _line(row: Row, dense: Row, yardstick: Yardstick) -> dict[str, Cell]:
         f"{yardstick.name} after": Cell(yardstick.show(row.get(yardstick.key("after")))),
         "against dense": Cell(yardstick.gap(gap)),
         **_sizes(row),
-        "evaluations": Cell(f"{row['evaluations']:,}"),
+        "evaluations": Cell(count(row["evaluations"])),
         "search time": Cell(duration(row.get("search_seconds"))),
     }
 
@@ -124,7 +125,7 @@ def search_table(results: Results) -> Table:
             Cell(plain(row.get("kl")), best=k in best_kl),
             *_held_out(row, held_out),
             Cell(yardstick.show(row.get(yardstick.key("reward")))),
-            Cell(f"{row['evaluations']:,}"),
+            Cell(count(row["evaluations"])),
             Cell(setting(row.get("seed"))),
         )
         for k, row in enumerate(rows)

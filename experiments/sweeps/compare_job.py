@@ -82,10 +82,12 @@ def _agent(job: Job) -> Searcher | None:
 
 def _search(job: Job) -> dict[str, Any]:
     config, label = job.config, f"{job.searcher} b{job.budget:g} s{job.seed}"
-    with progress(label, config.evaluations, "episodes") as bar:
+    with progress(label, config.evaluations, "evaluations") as bar:
 
         def tell(ledger: Ledger, outcome: Outcome) -> None:
-            bar.step(f"best reward {ledger.best.reward:.4f}")
+            best = ledger.best
+            remark = f"best reward {best.reward:.4f}" if best.eligible else "looking"
+            bar.step(remark, outcome.metrics.share)
 
         task = task_of(config, job.budget)
         try:

@@ -57,6 +57,11 @@ def milliseconds(value: Any) -> str:
     return f"{value:.{digits}f}"
 
 
+def count(value: float) -> str:
+    """A number of things, or of parts of them: 1,234 or 12.3."""
+    return f"{round(value, 1):,g}" if value < 1e5 else f"{value:,.0f}"
+
+
 def duration(seconds: Any) -> str:
     """0.42 -> '0.42 s', 200 -> '3 min 20 s', 5000 -> '1 h 23 min'."""
     if not _present(seconds):

@@ -73,10 +73,12 @@ def search(
     workers: int | Workers = 1,
 ) -> SearchResult:
     """Let one searcher spend its evaluations; one-shot allocators spend one."""
-    with progress(f"search {hunt.name}", hunt.evaluations, "episodes") as bar:
+    with progress(f"search {hunt.name}", hunt.evaluations, "evaluations") as bar:
 
         def tell(ledger: Ledger, outcome: Outcome) -> None:
-            bar.step(f"best reward {ledger.best.reward:.4f}")
+            best = ledger.best
+            remark = f"best reward {best.reward:.4f}" if best.eligible else "looking"
+            bar.step(remark, outcome.metrics.share)
             if listener is not None:
                 listener(ledger, outcome)
 
