@@ -60,8 +60,10 @@ RECIPES = {
 """Model -> its training."""
 VAL = 1_000
 """Val images that choose the epoch of a dense training, and tell whether it fitted its images."""
-CALIBRATION = 2_000
-"""Images that calibrate where there are plenty: four times as many as a task asks for otherwise."""
+PLENTY = {"calibration_samples": 2_000, "repair_samples": 256}
+"""Where images are plenty: four times and twice as many as a task asks for otherwise. A candidate
+that is repaired on 128 images is 14 % further from the dense network than the one delivered
+(ResNet-20, half the MACs; on 256 it is 2 % nearer)."""
 
 
 def resnet20_cifar10(**options: Any) -> Project:
@@ -138,8 +140,8 @@ def image_project(
         outline(dense, [take_batches(batches(splits.val, batch_size=2), 2)[0].inputs],
                 TaskOptions.of(options))  # fmt: skip
         sample_kind, note = suited(dense, splits, seed)
-    many = len(splits.train.labels) >= 2 * CALIBRATION  # and as many are left to pay
-    chosen = preferred(options, calibration_samples=CALIBRATION) if many else options
+    plenty = len(splits.train.labels) >= 2 * PLENTY["calibration_samples"]
+    chosen = preferred(options, **PLENTY) if plenty else options
     taken = task_samples(splits, seed, sample_kind)
     return Project(
         name=name,
