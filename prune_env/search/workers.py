@@ -13,7 +13,7 @@ import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any, Protocol
@@ -119,16 +119,26 @@ class Processes:
     def _answered(
         self, task: PruningTask, questions: Sequence[Question]
     ) -> Iterator[tuple[Question, Outcome]]:
-        """The answers of workers that live."""
-        futures = {}
+        """The answers of workers that live; an error comes last, and is that of the first plan."""
+        futures = dict[Future[Outcome], Question]()
+        failed = dict[int, BaseException]()
         try:
             with contextlib.suppress(BrokenProcessPool):
                 pool = self._opened(task)
                 for question in questions:
                     futures[pool.submit(_answer, question)] = question
+            order = list(futures)
             for future in as_completed(futures):
-                with contextlib.suppress(BrokenProcessPool):
+                error = None if future.cancelled() else future.exception()
+                if error is None and not future.cancelled():
                     yield futures[future], future.result()
+                elif error is not None and not isinstance(error, BrokenProcessPool):
+                    place = order.index(future)
+                    failed[place] = error
+                    for later in order[place:]:  # in one process they would not have been asked
+                        later.cancel()
+            if failed:
+                raise failed[min(failed)]
         finally:
             for future in futures:
                 future.cancel()
