@@ -17,7 +17,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from prune_env.experiments.report.publishing import markdown, note
 
 if TYPE_CHECKING:
     from prune_env import PruningTask
+    from prune_env.mdp.evaluator import PlanEvaluator
     from prune_env.pipeline.project import Project
 
 AS_IS = "as it is"
@@ -80,8 +81,9 @@ def measure(config: GoalConfig) -> dict[str, Any]:
     return {"rows": cells}
 
 
+@lru_cache(maxsize=1)
 def opened(config: GoalConfig, budget: float) -> Project:
-    """The project with its task at a budget, measured as it is."""
+    """The project with its task at a budget, whose plans are tuned before they are measured."""
     from prune_env import PruningTask
     from prune_env.experiments.networks.presets import open_named
 
@@ -96,8 +98,9 @@ def opened(config: GoalConfig, budget: float) -> Project:
 def good_plans(config: GoalConfig, budget: float) -> dict[tuple[int, ...], str]:
     """Where each plan is from; searched for as they are, without tuning."""
     from prune_env.fingerprint import identity_of, joined_identity
+    from prune_env.mdp.rules import as_kept
     from prune_env.pipeline.once import once
-    from prune_env.search.neighbours import nearby
+    from prune_env.search.neighbours import best_plans, nearby
     from prune_env.search.searchers import run_search
 
     def measured() -> dict[str, Any]:
@@ -108,23 +111,22 @@ def good_plans(config: GoalConfig, budget: float) -> dict[tuple[int, ...], str]:
         places = max(0, config.plans - len(found))
         for name in config.searchers:
             result = run_search(task, name, config.evaluations, config.seed)
-            ranked = sorted({o.kept: o for o in result.history if o.eligible}.values(),
-                            key=lambda o: o.rank, reverse=True)  # fmt: skip
+            ranked = list(dict.fromkeys(best_plans(result.history, len(result.history))))
             share = places // (len(config.searchers) + 1)
-            for outcome in ranked[: 2 * share : 2]:
-                found.setdefault(outcome.kept, name)
+            for kept in ranked[: 2 * share : 2]:
+                found.setdefault(kept, name)
         generator = np.random.default_rng(config.seed)
         parents = list(found)[1:]  # beside a plan that is far behind there are none that are good
         beside = nearby(task, parents, 4 * config.plans, generator)
         for row in generator.permutation(beside):
             if len(found) >= config.plans:
                 break
-            found.setdefault(tuple(row.tolist()), "beside")
+            found.setdefault(as_kept(row), "beside")
         return {"plans": [[list(kept), source] for kept, source in found.items()]}
 
     made_of = identity_of(config=_of_plans(config), budget=budget)
     path = config.runs / f"{config.task}-{budget:g}-{joined_identity(made_of)}.json"
-    return {tuple(kept): source for kept, source in once(path, lambda: made_of, measured)["plans"]}
+    return {tuple(kept): source for kept, source in once(path, made_of, measured)["plans"]}
 
 
 def _of_plans(config: GoalConfig) -> list[Any]:
@@ -144,21 +146,16 @@ def as_it_is(task: PruningTask) -> PruningTask:
     )
 
 
-_OPENED: dict[tuple[GoalConfig, float], Project] = {}
-
-
 def facts_of(config: GoalConfig, budget: float, kept: tuple[int, ...]) -> dict[str, Any]:
     """All rewards of a plan, and its end with every seed; read where they are finished."""
     from prune_env.fingerprint import identity_of, joined_identity
     from prune_env.pipeline.once import once
 
     def measured() -> dict[str, Any]:
-        if (config, budget) not in _OPENED:
-            _OPENED.clear()
-            _OPENED[config, budget] = opened(config, budget)
-        project = _OPENED[config, budget]
+        project = opened(config, budget)
         ends = [end_of(config, project, kept, seed) for seed in range(config.tune_seeds)]
-        return {"kept": list(kept), "rewards": rewards_of(config, project, kept), "ends": ends}
+        paid = {name: way.measure(kept).divergence for name, way in ways(config, budget).items()}
+        return {"kept": list(kept), "rewards": paid, "ends": ends}
 
     settings = [getattr(config, name) for name in ("steps", "tune_epochs", "tune_samples")]
     made_of = identity_of(
@@ -166,23 +163,23 @@ def facts_of(config: GoalConfig, budget: float, kept: tuple[int, ...]) -> dict[s
     )
     folder = config.runs / f"{config.task}-{budget:g}-plans"
     path = folder / f"{joined_identity(identity_of(kept=kept))}.json"
-    facts = once(path, lambda: made_of, measured)
+    facts = once(path, made_of, measured)
     note(f"{budget:g} {facts['rewards']} {facts['ends']}")
     return facts
 
 
-def rewards_of(config: GoalConfig, project: Project, kept: tuple[int, ...]) -> dict[str, float]:
-    """Divergence on the reward samples, as it is and after every number of steps."""
+@lru_cache(maxsize=1)
+def ways(config: GoalConfig, budget: float) -> dict[str, PlanEvaluator]:
+    """What measures a plan as it is and after every number of steps, on the reward samples."""
     from prune_env.mdp.candidates import CandidateEvaluator
 
-    evaluator = project.task.evaluator
+    task = opened(config, budget).task
+    evaluator, found = task.evaluator, {AS_IS: as_it_is(task).evaluator}
     assert isinstance(evaluator, CandidateEvaluator)
     assert evaluator.short is not None
-    found = {AS_IS: as_it_is(project.task).evaluator.measure(kept).divergence}
     for steps in config.steps:
         short = dataclasses.replace(evaluator.short, steps=steps)
-        tuned = dataclasses.replace(evaluator, short=short, cache={})
-        found[f"{steps} steps"] = tuned.measure(kept).divergence
+        found[f"{steps} steps"] = dataclasses.replace(evaluator, short=short, cache={})
     return found
 
 

@@ -161,8 +161,7 @@ def summary_table(summaries: Sequence[Summary], yardstick: Yardstick = ACCURACY)
         if all(getattr(summary, measure.field) is not None for summary in summaries)
     ]
     ahead = {measure.field: _ahead(summaries, measure) for measure in shown}
-    counted = [each.passes for each in summaries if each.passes is not None]
-    counted = counted if len(counted) == len(summaries) else []
+    counted = all(each.passes is not None for each in summaries)
     lines = []
     for k, summary in enumerate(summaries):
         spreads = [
@@ -173,7 +172,7 @@ def summary_table(summaries: Sequence[Summary], yardstick: Yardstick = ACCURACY)
                 Cell(summary.searcher, colour=style_of(summary.searcher).colour),
                 Cell(str(summary.seeds)),
                 Cell(count(summary.evaluations)),
-                *(map(Cell, map(count, counted[k : k + 1]))),
+                *([Cell(count(summary.passes))] if counted else []),
                 *spreads,
                 Cell(MISSING if summary.until is None else f"{summary.until:.4g}"),
                 Cell(duration(summary.seconds)),

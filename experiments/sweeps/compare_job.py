@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from prune_env import Ledger
 from prune_env.errors import ConfigError, PruneEnvError
 from prune_env.experiments.config.compare import CompareConfig
 from prune_env.experiments.stages.policies import continuing, is_agent
@@ -25,8 +24,9 @@ from prune_env.experiments.sweeps.compare_task import (
     yardstick_of_task,
 )
 from prune_env.fingerprint import Identity, identity_of
-from prune_env.mdp.rewards import Outcome, improved
+from prune_env.mdp.rewards import improved
 from prune_env.pipeline.once import once
+from prune_env.pipeline.stages import shown_on
 from prune_env.progress import progress
 from prune_env.search.searchers import Searcher, SearchResult, run_search, searcher_named
 
@@ -83,16 +83,11 @@ def _agent(job: Job) -> Searcher | None:
 def _search(job: Job) -> dict[str, Any]:
     config, label = job.config, f"{job.searcher} b{job.budget:g} s{job.seed}"
     with progress(label, config.evaluations, "evaluations") as bar:
-
-        def tell(ledger: Ledger, outcome: Outcome) -> None:
-            best = ledger.best
-            remark = f"best reward {best.reward:.4f}" if best.eligible else "looking"
-            bar.step(remark, outcome.metrics.share)
-
         task = task_of(config, job.budget)
         try:
             result = run_search(
-                task, job.searcher, config.evaluations, job.seed, job.folder, tell, clock(),
+                task, job.searcher, config.evaluations, job.seed, job.folder, shown_on(bar),
+                clock(),
                 _agent(job),
             )  # fmt: skip
         except ConfigError as error:  # kept: this searcher is not for this task

@@ -435,14 +435,14 @@ class PruningTask:
         """
         kept = self._checked(kept)
         share = value_of(share, "share", 1e-9, max(1.0, self.widest))
-        samples = None
-        if self.dense is not None and self.evaluator.fresh_samples:
-            samples = math.ceil(share * self.dense.samples)
+        if self.dense is None:
+            return self._rewarded(kept, self.evaluator.measure(kept))
+        samples = math.ceil(share * self.dense.samples)
+        if self.evaluator.fresh_samples:
             looked = self.evaluator.look(kept, samples, self.reference)
             return dataclasses.replace(self._rewarded(kept, looked), eligible=False)
-        if self.dense is not None and (share < 1 or self.tunes):
-            samples = math.ceil(share * self.dense.samples)
-        return self._rewarded(kept, self.evaluator.measure(kept, samples))
+        full = share >= 1 and not self.tunes
+        return self._rewarded(kept, self.evaluator.measure(kept, None if full else samples))
 
     @property
     def widest(self) -> float:

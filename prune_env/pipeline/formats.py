@@ -57,8 +57,10 @@ def milliseconds(value: Any) -> str:
     return f"{value:.{digits}f}"
 
 
-def count(value: float) -> str:
+def count(value: Any) -> str:
     """A number of things, or of parts of them: 1,234 or 12.3."""
+    if not _present(value):
+        return MISSING
     return f"{round(value, 1):,g}" if value < 1e5 else f"{value:,.0f}"
 
 

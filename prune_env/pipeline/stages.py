@@ -23,7 +23,7 @@ from prune_env.mdp.task import PruningTask
 from prune_env.pipeline.once import once
 from prune_env.pipeline.project import Project
 from prune_env.plan.plan import PruningPlan
-from prune_env.progress import progress
+from prune_env.progress import Progress, progress
 from prune_env.quality.batches import Batch, take_batches
 from prune_env.quality.evaluators import Metrics
 from prune_env.recovery.checkpoint import EpochRecord
@@ -74,11 +74,10 @@ def search(
 ) -> SearchResult:
     """Let one searcher spend its evaluations; one-shot allocators spend one."""
     with progress(f"search {hunt.name}", hunt.evaluations, "evaluations") as bar:
+        show = shown_on(bar)
 
         def tell(ledger: Ledger, outcome: Outcome) -> None:
-            best = ledger.best
-            remark = f"best reward {best.reward:.4f}" if best.eligible else "looking"
-            bar.step(remark, outcome.metrics.share)
+            show(ledger, outcome)
             if listener is not None:
                 listener(ledger, outcome)
 
@@ -86,6 +85,17 @@ def search(
             task, hunt.name, hunt.evaluations, hunt.seed, folder, tell, searcher=hunt.searcher,
             workers=workers,
         )  # fmt: skip
+
+
+def shown_on(bar: Progress) -> Listener:
+    """Counts what a search has spent, and shows the best that it has found."""
+
+    def tell(ledger: Ledger, outcome: Outcome) -> None:
+        best = ledger.best
+        remark = f"best reward {best.reward:.4f}" if best.eligible else "looking"
+        bar.step(remark, outcome.metrics.share)
+
+    return tell
 
 
 def tune(project: Project, result: SearchResult, tuning: Tuning, folder: Path | None) -> Tuned:

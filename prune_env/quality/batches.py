@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -224,18 +225,8 @@ def take_then(
     Raises:
         DataError: see `take_batches`.
     """
-    first, rest, left = list[Batch](), list[Batch](), samples
-    for batch in _first(loader, None, cut):
-        if left > 0:
-            first.append(first_samples(batch, left) if cut and len(batch) > left else batch)
-            left -= len(batch)
-        else:
-            rest.append(batch)
-        if left <= 0 and len(rest) >= batches:
-            break
-    if not first:
-        take_batches((), samples)  # says what is wrong
-    return first, rest
+    stream = _first(loader, None, cut)
+    return take_batches(stream, samples, cut=cut), list(islice(stream, batches))
 
 
 def _first(loader: Iterable[Any], samples: int | None, cut: bool) -> Iterator[Batch]:

@@ -19,12 +19,9 @@ SHARE, LOOKS, FINALISTS = 0.25, 240, 6
 
 def screened(ledger: Ledger, seed: int) -> None:
     """Measure what a surrogate finds most promising of plans beside the best measured ones."""
-    task, generator = ledger.task, np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     best_prior(ledger)
-    acquisition = Acquisition(ledger, Choice(), seed)
-    while True:  # the ledger ends the search when it is spent
-        plans_NG = nearby(task, best_plans(ledger.seen), CANDIDATES, generator)
-        acquisition.measure(plans_NG, np.full(CANDIDATES, task.budget))
+    _spend(Acquisition(ledger, Choice(), seed), generator)
 
 
 def surrogate(ledger: Ledger, seed: int) -> None:
@@ -57,9 +54,15 @@ def surrogate(ledger: Ledger, seed: int) -> None:
     ledger.measure(likeliest)
     decided = Acquisition(ledger, Choice(), seed, mean=acquisition.surrogate)
     decided.fit()
+    _spend(decided, generator)
+
+
+def _spend(acquisition: Acquisition, generator: np.random.Generator) -> None:
+    """Measure the most promising plans beside the best ones, until the ledger ends the search."""
+    task, ledger = acquisition.ledger.task, acquisition.ledger
     while True:
         plans_NG = nearby(task, best_plans(ledger.seen), CANDIDATES, generator)
-        decided.measure(plans_NG, np.full(CANDIDATES, task.budget))
+        acquisition.measure(plans_NG, np.full(CANDIDATES, task.budget))
 
 
 def _likeliest(acquisition: Acquisition, count: int) -> list[Kept]:

@@ -129,10 +129,12 @@ class Processes:
                     futures[pool.submit(_answer, question)] = question
             order = list(futures)
             for future in as_completed(futures):
-                error = None if future.cancelled() else future.exception()
-                if error is None and not future.cancelled():
+                if future.cancelled():
+                    continue
+                error = future.exception()
+                if error is None:
                     yield futures[future], future.result()
-                elif error is not None and not isinstance(error, BrokenProcessPool):
+                elif not isinstance(error, BrokenProcessPool):
                     place = order.index(future)
                     failed[place] = error
                     for later in order[place:]:  # in one process they would not have been asked
