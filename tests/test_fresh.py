@@ -155,6 +155,18 @@ def test_a_surrogate_search_ends_with_finalists_measured_in_full(task: PruningTa
     assert sum(outcome.metrics.share for outcome in found.history[:-1]) < 24
 
 
+def test_probes_of_a_share_all_see_the_same_first_samples(task: PruningTask) -> None:
+    """Levels beyond the budget too; none of them wins, whatever it is paid."""
+    whole, ledger = [group.units for group in task.groups], Ledger(task, 30)
+    some = [whole, *plans(task, 2)]
+    outcomes = ledger.probe(some, 0.2)
+    assert [o.metrics for o in outcomes] == [task.evaluator.measure(o.kept, 8) for o in outcomes]
+    assert ledger.charged == pytest.approx(3 * (8 + 8) / (40 + 8))
+    assert not any(outcome.eligible for outcome in outcomes)
+    assert ledger.seen == ledger.looks == []
+    assert task.probe(some[1]).metrics == task.outcome(some[1]).metrics
+
+
 def test_a_surrogate_search_keeps_the_contract() -> None:
     check_searcher(searcher_named("surrogate"), evaluations=24)
 

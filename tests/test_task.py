@@ -482,6 +482,8 @@ def test_a_step_takes_a_sparsity(wrong: Any) -> None:
             door(State(), wrong)
     with pytest.raises(PlanError, match="share"):
         task.glimpse(task.decode([0.0] * 4), wrong)
+    with pytest.raises(PlanError, match="share"):
+        task.probe(task.decode([0.0] * 4), wrong)
     if wrong != -0.1:
         with pytest.raises(BudgetError, match="budget is"):
             task.at(wrong)

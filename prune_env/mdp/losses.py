@@ -8,7 +8,7 @@ Legend: N plans, G groups, L levels of a group.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -41,13 +41,15 @@ def expected_loss(task: PruningTask, number: int) -> Floats:
     return np.interp(group.levels, known, loss) ** 2
 
 
-def expected_worth(task: PruningTask) -> Callable[[Units], Floats]:
-    """What plans (N, G) are worth by the sum of their groups' expected losses, (N,).
+def expected_worth(
+    task: PruningTask, losses: Sequence[Floats] = ()
+) -> Callable[[Units], Floats]:
+    """What plans (N, G) are worth by the sum of their groups' losses, expected ones if not given.
 
     0 where nothing is expected to be lost, -1 with every group at its smallest level: unit-free,
-    and the same for every budget.
+    and the same for every budget. (N,).
     """
-    losses, rules = expected_losses(task), task.rules
+    losses, rules = losses or expected_losses(task), task.rules
     most = max(sum(float(loss_L[0]) for loss_L in losses), 1e-300)
     lost_GL = np.zeros(rules.level_GL.shape)
     for group, loss_L in enumerate(losses):

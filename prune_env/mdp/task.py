@@ -407,18 +407,23 @@ class PruningTask:
         """Whether a plan that falls behind may be given up before all samples are measured."""
         return bool(self.evaluator.stages)
 
-    def probe(self, kept: Sequence[int]) -> Outcome:
+    def probe(self, kept: Sequence[int], share: float = 1.0) -> Outcome:
         """Measure any levels, beyond the budget too, to learn about the network.
 
-        The outcome is eligible only if it meets the budget.
+        They are measured on the first samples, about a `share` of all. The outcome is eligible only
+        if these were all, and it meets the budget. A task that cannot measure a part measures all.
 
         Of a task with `goal="tuned"` they are measured as they are, which costs far less.
 
         Raises:
-            PlanError: `kept` is not a level of every group.
+            PlanError: `kept` is not a level of every group, or `share` is no number in (0, 1].
         """
-        kept = self._levels(kept)
-        samples = self.dense.samples if self.tunes and self.dense else None
+        return self._as_is(self._levels(kept), value_of(share, "share", 1e-9, 1.0))
+
+    def _as_is(self, kept: Kept, share: float) -> Outcome:
+        """What levels measure on the first samples, without tuning."""
+        whole = self.dense is None or (share >= 1 and not self.tunes)
+        samples = None if whole else math.ceil(share * self.dense.samples)
         return self._rewarded(kept, self.evaluator.measure(kept, samples))
 
     def glimpse(self, kept: Sequence[int], share: float) -> Outcome:
@@ -435,14 +440,11 @@ class PruningTask:
         """
         kept = self._checked(kept)
         share = value_of(share, "share", 1e-9, max(1.0, self.widest))
-        if self.dense is None:
-            return self._rewarded(kept, self.evaluator.measure(kept))
+        if self.dense is None or not self.evaluator.fresh_samples:
+            return self._as_is(kept, share)
         samples = math.ceil(share * self.dense.samples)
-        if self.evaluator.fresh_samples:
-            looked = self.evaluator.look(kept, samples, self.reference)
-            return dataclasses.replace(self._rewarded(kept, looked), eligible=False)
-        full = share >= 1 and not self.tunes
-        return self._rewarded(kept, self.evaluator.measure(kept, None if full else samples))
+        looked = self.evaluator.look(kept, samples, self.reference)
+        return dataclasses.replace(self._rewarded(kept, looked), eligible=False)
 
     @property
     def widest(self) -> float:

@@ -120,10 +120,27 @@ def sensitivity_measured(ledger: Ledger, seed: int) -> None:
 
 def measured_path(ledger: Ledger, evaluations: float) -> Path:
     """A path from groups measured alone, within so many evaluations."""
+    losses = measured_losses(ledger, evaluations)
+    return greedy_path(ledger.task.rules, losses) if losses else predicted_path(ledger.task)
+
+
+def measured_losses(
+    ledger: Ledger, evaluations: float, share: float = 1.0, fewest: int = 1
+) -> list[Floats]:
+    """What every level of every group loses alone, (L,) of each, within so many evaluations.
+
+    Groups are measured at `fewest` to `len(ALONE)` levels on a share of the samples, all on the
+    same ones. Empty where that cannot be paid for.
+    """
     task, whole = ledger.task, ledger.task.rules.most_G
-    per_group = int(min(len(ALONE), (evaluations - 1) // task.length))
-    if per_group < 1:
-        return predicted_path(task)
+    if evaluations < share * (1 + fewest * task.length):
+        return []
+    # A repair on few samples costs something: it is measured too, on the whole network.
+    (nothing,) = ledger.probe([as_kept(whole)], share)
+    dear = nothing.metrics.share * task.length
+    per_group = int(min(len(ALONE), (evaluations - nothing.metrics.share) // dear))
+    if per_group < fewest:
+        return []
     alone = [
         (number, level)
         for number, group in enumerate(task.groups)
@@ -132,19 +149,17 @@ def measured_path(ledger: Ledger, evaluations: float) -> Path:
         )
         if level != group.levels[-1]
     ]
-    plans_NG = np.tile(whole, (1 + len(alone), 1))
-    for row, (number, level) in enumerate(alone, 1):
+    plans_NG = np.tile(whole, (len(alone), 1))
+    for row, (number, level) in enumerate(alone):
         plans_NG[row, number] = level
-    # A repair on few samples costs something: it is measured too, on the whole network.
-    nothing, *measured = (outcome.reward for outcome in ledger.probe(map(as_kept, plans_NG)))
     known = [{group.levels[-1]: 0.0} for group in task.groups]
-    for (number, level), reward in zip(alone, measured, strict=True):
-        known[number][level] = max(0.0, nothing - reward)
-    losses = [
+    outcomes = ledger.probe(map(as_kept, plans_NG), share)
+    for (number, level), outcome in zip(alone, outcomes, strict=True):
+        known[number][level] = max(0.0, nothing.reward - outcome.reward)
+    return [
         _between(group.levels, known[number], expected_loss(task, number))
         for number, group in enumerate(task.groups)
     ]
-    return greedy_path(task.rules, losses)
 
 
 def _between(levels: Sequence[int], known: dict[int, float], shape_L: Floats) -> Floats:

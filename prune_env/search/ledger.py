@@ -145,9 +145,9 @@ class Ledger:
         raced = bool(eligible) and self.task.races
         return self._answered(plans, f"{RACE} {best_of(eligible).reward!r}" if raced else PLAN)
 
-    def probe(self, plans: Iterable[Sequence[int]]) -> list[Outcome]:
+    def probe(self, plans: Iterable[Sequence[int]], share: float = 1.0) -> list[Outcome]:
         """The outcomes of any levels, beyond the budget too; charged. See `PruningTask.probe`."""
-        return self._answered(plans, PROBE)
+        return self._answered(plans, PROBE if share == 1 else f"{PROBE} {float(share)!r}")
 
     def glimpse(self, plans: Iterable[Sequence[int]], share: float) -> list[Outcome]:
         """The outcomes on a share of the samples, charged as such; see `PruningTask.glimpse`.

@@ -18,8 +18,8 @@ class Question(NamedTuple):
 
     Attributes:
         kept: kept units per group.
-        asked: "plan" in full, "race 0.5" against the reward to beat, "probe" beyond the budget
-            too, "share 0.1" on a part of the samples.
+        asked: "plan" in full, "race 0.5" against the reward to beat, "probe" or "probe 0.1" beyond
+            the budget too, on a part of the samples, "share 0.1" on a part of the samples.
     """
 
     kept: Kept
@@ -39,7 +39,7 @@ def answer(task: PruningTask, question: Question) -> Outcome:
     """
     kind, _, number = question.asked.partition(" ")
     if kind == PROBE:
-        return task.probe(question.kept)
+        return task.probe(question.kept, float(number or 1))
     if kind == SHARE:
         return task.glimpse(question.kept, float(number))
     return task.outcome(question.kept, float(number) if kind == RACE else None)
