@@ -41,9 +41,7 @@ def expected_loss(task: PruningTask, number: int) -> Floats:
     return np.interp(group.levels, known, loss) ** 2
 
 
-def expected_worth(
-    task: PruningTask, losses: Sequence[Floats] = ()
-) -> Callable[[Units], Floats]:
+def expected_worth(task: PruningTask, losses: Sequence[Floats] = ()) -> Callable[[Units], Floats]:
     """What plans (N, G) are worth by the sum of their groups' losses, expected ones if not given.
 
     0 where nothing is expected to be lost, -1 with every group at its smallest level: unit-free,
