@@ -422,8 +422,9 @@ class PruningTask:
 
     def _as_is(self, kept: Kept, share: float) -> Outcome:
         """What levels measure on the first samples, without tuning."""
-        whole = self.dense is None or (share >= 1 and not self.tunes)
-        samples = None if whole else math.ceil(share * self.dense.samples)
+        samples = None
+        if self.dense is not None and (share < 1 or self.tunes):
+            samples = math.ceil(share * self.dense.samples)
         return self._rewarded(kept, self.evaluator.measure(kept, samples))
 
     def glimpse(self, kept: Sequence[int], share: float) -> Outcome:
