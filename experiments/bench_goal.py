@@ -131,9 +131,12 @@ def good_plans(config: GoalConfig, budget: float) -> dict[tuple[int, ...], str]:
 
 def _of_plans(config: GoalConfig) -> list[Any]:
     return [
-        config.task, config.plans, config.allocators, config.searchers, config.evaluations,
-        config.reward_samples, config.seed, max(config.steps),
+        *_of_rewards(config), config.plans, config.allocators, config.searchers, config.evaluations
     ]  # fmt: skip
+
+
+def _of_rewards(config: GoalConfig) -> list[Any]:
+    return [config.task, config.reward_samples, config.seed, max(config.steps)]
 
 
 def as_it_is(task: PruningTask) -> PruningTask:
@@ -157,12 +160,10 @@ def facts_of(config: GoalConfig, budget: float, kept: tuple[int, ...]) -> dict[s
         paid = {name: way.measure(kept).divergence for name, way in ways(config, budget).items()}
         return {"kept": list(kept), "rewards": paid, "ends": ends}
 
-    settings = [getattr(config, name) for name in ("steps", "tune_epochs", "tune_samples")]
-    made_of = identity_of(
-        config=[*_of_plans(config), *settings, config.tune_seeds], budget=budget, kept=kept
-    )
+    settings = [config.steps, config.tune_epochs, config.tune_samples, config.tune_seeds]
+    made_of = identity_of(config=[*_of_rewards(config), *settings], budget=budget, kept=kept)
     folder = config.runs / f"{config.task}-{budget:g}-plans"
-    path = folder / f"{joined_identity(identity_of(kept=kept))}.json"
+    path = folder / f"{joined_identity(made_of)}.json"
     facts = once(path, made_of, measured)
     note(f"{budget:g} {facts['rewards']} {facts['ends']}")
     return facts

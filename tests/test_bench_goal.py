@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from prune_env import PruningTask
 from prune_env.experiments import bench_goal
-from prune_env.experiments.bench_goal import AS_IS, GoalConfig, analyse
+from prune_env.experiments.bench_goal import AS_IS, GoalConfig, analyse, facts_of
+from prune_env.experiments.config.run import parse
 from prune_env.pipeline.project import Project
 from prune_env.testing import toy_model
 
@@ -51,6 +53,9 @@ def test_good_plans_are_paid_tuned_and_compared_and_what_is_finished_is_read(
         assert len(set(plan["rewards"].values())) == 3
         assert len(plan["ends"]) == 2
     assert "the uniform plan ends" in (tmp_path / "page.md").read_text().lower()
+    wider = dataclasses.replace(parse(GoalConfig, argv), plans=30)
+    kept = tuple(plans[3]["kept"])
+    assert facts_of(wider, 0.6, kept)["ends"] == plans[3]["ends"], "more plans find these finished"
 
 
 def test_what_a_reward_picks_stands_beside_the_uniform_plan_seed_by_seed() -> None:
