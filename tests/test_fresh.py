@@ -146,13 +146,19 @@ def test_the_reference_is_charged_once_and_nothing_that_is_glimpsed_at_wins(
 
 
 @pytest.mark.long
-def test_a_surrogate_search_ends_with_finalists_measured_in_full(task: PruningTask) -> None:
+def test_a_surrogate_search_starts_from_what_groups_lose_alone(task: PruningTask) -> None:
+    """On a part of the samples, for half of the evaluations at most; all else is in full."""
     found = run_search(task, "surrogate", 24, 0)
-    full = [outcome for outcome in found.history if outcome.eligible]
-    assert len(full) == 3 == len({outcome.kept for outcome in full})
-    assert found.best in full
-    assert {outcome.kept for outcome in full} <= {o.kept for o in found.history[:-3]}
-    assert sum(outcome.metrics.share for outcome in found.history[:-1]) < 24
+    probes = [outcome for outcome in found.history if outcome.metrics.share < 1]
+    whole, full = tuple(group.units for group in task.groups), found.history[len(probes) :]
+    cut = [[n for n in range(4) if o.kept[n] != whole[n]] for o in probes]
+    assert cut[0] == []
+    assert all(cut[1:].count([n]) >= 2 for n in range(4))
+    assert sum(outcome.metrics.share for outcome in probes) <= 12
+    assert all(outcome.eligible for outcome in full)
+    assert len({outcome.kept for outcome in full}) == len(full) >= 12
+    few = run_search(task, "surrogate", 3, 0)
+    assert all(outcome.eligible for outcome in few.history), "nothing for two levels of each group"
 
 
 def test_probes_of_a_share_all_see_the_same_first_samples(task: PruningTask) -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from prune_env.mdp.evaluator import Kept
+from prune_env.mdp.losses import expected_worth
+from prune_env.mdp.path import greedy_path
 from prune_env.mdp.rules import as_kept
 from prune_env.search.acquisition import Acquisition, Choice
-from prune_env.search.allocators import PATHS, best_prior, plan_of
+from prune_env.search.allocators import PATHS, best_prior, measured_losses, plan_of
 from prune_env.search.ledger import Ledger
 from prune_env.search.neighbours import PARENTS, best_plans, nearby
+from prune_env.search.surrogate import Mean
 
 CANDIDATES = 160
 """Plans that are looked at for a few that are measured: as many as an agent's lanes finish."""
-SHARE, LOOKS, FINALISTS = 0.25, 240, 6
-"""Of the samples that a glimpse sees; plans glimpsed at; and those measured in full after it."""
+SHARE, LEVELS, PART = 0.25, 2, 0.5
+"""Of the samples that groups are measured alone on, and that glimpses see; levels of each group
+that are worth it, at least; and what may be spent on them of all evaluations."""
+LOOKS, FINALISTS = 240, 6
+"""Plans glimpsed at, at most, and those measured after tuning that they choose."""
 
 
 def screened(ledger: Ledger, seed: int) -> None:
@@ -25,36 +33,52 @@ def screened(ledger: Ledger, seed: int) -> None:
 
 
 def surrogate(ledger: Ledger, seed: int) -> None:
-    """The same with many cheap looks in place of few dear ones.
+    """The same, from what groups lose alone.
 
-    Plans are glimpsed at on a share of the samples, fresh ones if the task has any
-    (`fresh_samples`), until just enough is left to measure a few finalists in full, or so many were
-    seen that more would tell little. Finalists are those that the surrogate of looks expects most
-    of; they are chosen by samples that they are not measured on. What is left is spent on full
-    measurements, by a surrogate of these whose mean is that of looks.
+    Every group is measured alone on a part of the samples, if half of the evaluations pay for it.
+    The allocation by these losses is measured before the free plans, and their sum is what the
+    surrogate expects of a plan it knows nothing of, as far as plans bear it out.
 
-    Where plans are tuned before they are measured in full, a look tells less of the end: finalists
-    lie further down the list then, and the uniform plan is one of them.
+    Where plans are tuned before they are measured, which is dear, many are glimpsed at without
+    (`_looked`), and the surrogate of these is the mean of that of tuned ones.
     """
     task, generator = ledger.task, np.random.default_rng(seed)
-    finalists = int(min(FINALISTS, ledger.limit // (2 if task.tunes else 8)))
-    if finalists < 2:  # nothing to save
-        screened(ledger, seed)
-    acquisition = Acquisition(ledger, Choice(share=SHARE), seed)
+    finalists = int(min(FINALISTS, ledger.limit // 2)) if task.tunes else 0
+    losses = measured_losses(ledger, PART * (ledger.left - finalists), SHARE, LEVELS)
+    mean = expected_worth(task, losses) if losses else None
+    alone = [plan_of(task, greedy_path(task.rules, losses))] if losses else []
+    if finalists > 1:
+        mean = _looked(ledger, seed, alone, finalists, mean)
+    else:
+        ledger.measure(alone)
+        best_prior(ledger)
+    acquisition = Acquisition(ledger, Choice(), seed, mean)
+    acquisition.fit()
+    _spend(acquisition, generator)
+
+
+def _looked(
+    ledger: Ledger, seed: int, first: Sequence[Kept], finalists: int, mean: Mean | None
+) -> Mean | None:
+    """Glimpse at plans, measure finalists in full, and return the surrogate of what was glimpsed.
+
+    A glimpse sees fresh samples if the task has any (`fresh_samples`). It tells little of the end,
+    so finalists are spread over the list of what is expected to be best, and the uniform plan is
+    one of them.
+    """
+    task, generator = ledger.task, np.random.default_rng(seed)
+    acquisition = Acquisition(ledger, Choice(share=SHARE), seed, mean)
     with ledger.reserved(finalists):
-        acquisition.ask(list(dict.fromkeys(plan_of(task, path(task)) for path in PATHS.values())))
+        free = [plan_of(task, path(task)) for path in PATHS.values()]
+        acquisition.ask(list(dict.fromkeys([*first, *free])))
         while len(ledger.looks) < LOOKS:
             plans_NG = nearby(task, _likeliest(acquisition, PARENTS), CANDIDATES, generator)
             acquisition.measure(plans_NG, np.full(CANDIDATES, task.budget))
     acquisition.fit()
-    likeliest = _likeliest(acquisition, 2**finalists if task.tunes else finalists)
-    if task.tunes:
-        ranks = [likeliest[place] for n in range(finalists) if (place := 2**n - 1) < len(likeliest)]
-        likeliest = list(dict.fromkeys([*ranks[: finalists - 1], task.reference]))
-    ledger.measure(likeliest)
-    decided = Acquisition(ledger, Choice(), seed, mean=acquisition.surrogate)
-    decided.fit()
-    _spend(decided, generator)
+    likeliest = _likeliest(acquisition, 2**finalists)
+    ranks = [likeliest[place] for n in range(finalists) if (place := 2**n - 1) < len(likeliest)]
+    ledger.measure(list(dict.fromkeys([*ranks[: finalists - 1], task.reference])))
+    return acquisition.surrogate
 
 
 def _spend(acquisition: Acquisition, generator: np.random.Generator) -> None:
