@@ -58,7 +58,7 @@ def compared(config: ParetoConfig, command: str) -> dict[str, Any]:
     from prune_env.experiments.sweeps.many import Many, run_many
     from prune_env.experiments.sweeps.parallel import mapped
 
-    check_comparison(config, config.agent)
+    check_comparison(config, *({config.agent} - {"surrogate"}))
     wide = config.wide
     facts = facts_of(wide)
     single = [Job(wide, b, config.agent, s) for b in config.budgets for s in range(config.seeds)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from prune_env.quality.evaluators import Metrics
 from prune_env.search.allocators import PATHS, best_prior, measured_path, plan_of
 from prune_env.search.evolution import evolve
 from prune_env.search.neighbours import mutated
+from prune_env.search.screening import learned_front, plan_expected
 from prune_env.search.searchers import run_search
 from prune_env.testing import toy_task
 
@@ -174,3 +176,27 @@ def test_agents_that_practise_find_what_a_wrong_prior_hides(name: str) -> None:
     task = predicting(uneven(), wrong)
     found = run_search(task, name, 80, 0)
     assert found.best.metrics.divergence <= 1.05 * best_loss(task)
+
+
+BUDGETS = (0.7, 0.5, 0.4)
+
+
+@pytest.mark.parametrize(("evaluations", "near"), [(90, 0.35), (14, 0.7)])
+def test_one_search_of_many_budgets_knows_others_too(
+    evaluations: int, near: float, tmp_path: Path
+) -> None:
+    """With too few evaluations for the groups alone it starts from the free paths."""
+    task = uneven(0.7)
+    ledger = Ledger(task, evaluations, tmp_path / "journal.jsonl")
+    learned = learned_front(BUDGETS, ledger, 0)
+    assert len(ledger.history) == evaluations
+    for budget in (0.45, 0.6, *BUDGETS):
+        there = task.at(budget)
+        kept = plan_expected(learned, budget, 0)
+        assert there.within_budget(kept)
+        uniform, best = loss_of(there.decode([0.0] * 4)), best_loss(there)
+        assert loss_of(kept) - best <= near * (uniform - best), budget
+    again = Ledger(uneven(0.7), evaluations, tmp_path / "journal.jsonl")
+    twin = learned_front(BUDGETS, again, 0)
+    assert again.history == ledger.history
+    assert plan_expected(twin, 0.45, 0) == plan_expected(learned, 0.45, 0)

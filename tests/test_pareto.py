@@ -250,6 +250,23 @@ def acquired(budgets: tuple[float, ...]) -> tuple[PruningTask, Any]:
     return task, acquisition
 
 
+def test_a_surrogate_searches_many_budgets_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], counted: list[tuple[int, ...]]
+) -> None:
+    argv = [*arguments(tmp_path, "--agent", "surrogate"), "--evaluations", "20"]
+    found = shown(capsys, argv)
+    task = uneven(budget=0.7)
+    for row in found["rows"]:
+        (front,), (alone,) = (row["series"][name]["kl"] for name in (MANY, POLICY))
+        path = PATHS["uniform"](task)
+        uniform = task.outcome(plan_of(task.at(row["budget"]), path)).metrics.divergence
+        assert front <= alone
+        assert front < uniform
+    counted.clear()
+    assert shown(capsys, argv)["rows"] == found["rows"]
+    assert counted == []
+
+
 @pytest.mark.parametrize("measured", [1, 3, 4, 8])
 def test_budgets_take_turns(measured: int) -> None:
     """Small budgets gain more, but what is measured is shared out as the episodes are."""

@@ -16,7 +16,7 @@ PRIOR = 12
 class ParetoConfig(CompareConfig):
     """One search of many budgets beside single ones, with as many evaluations as they have."""
 
-    agent: str = option("ppo", "agent that searches", identity=False)
+    agent: str = option("ppo", "agent that searches, or surrogate", identity=False)
     budgets: tuple[float, ...] = option(
         (0.7, 0.5, 0.3), "of the single searches, with --evaluations each", identity=False
     )

@@ -98,13 +98,13 @@ def blocks_of(results: Results, name: str) -> list[Block]:
     caption = (
         f"KL to the dense network and {yardstick.name} on the reward samples, before fine-tuning; "
         "dots are all plans that the search of many budgets measured, lines their front and what "
-        "its deterministic policy decides without search, stars the single searches."
+        "its policy (or surrogate) decides without search, stars the single searches."
     )
     return [
         Text(results["verdict"], lead=True),
         Text(
             f"{results['groups']} groups. The {settings['agent']} of many budgets spent "
-            f"{singles} x {each:,} = {singles * each:,} evaluations, every episode under a budget "
+            f"{singles} x {each:,} = {singles * each:,} evaluations, every plan under a budget "
             f"of its own; each of the {singles} single searches spent {each:,}. The choice of the "
             "prior and the policy's plans below are part of the charge. Seeds: "
             f"{settings['seeds']} (interquartile means). Time of a search of many budgets: "

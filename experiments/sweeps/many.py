@@ -18,6 +18,7 @@ import numpy as np
 from prune_env import Ledger
 from prune_env.agents.sb3 import Course, learn
 from prune_env.experiments.config.pareto import ParetoConfig
+from prune_env.experiments.stages.policies import is_agent
 from prune_env.experiments.sweeps.compare_job import clock
 from prune_env.experiments.sweeps.compare_task import (
     fingerprint_of,
@@ -33,6 +34,7 @@ from prune_env.mdp.vector import Draw
 from prune_env.pipeline.once import once
 from prune_env.progress import progress
 from prune_env.search.allocators import PATHS, plan_of
+from prune_env.search.screening import surrogate_front
 from prune_env.search.searchers import SearchResult, run_search
 
 Run = Mapping[str, Any]
@@ -62,10 +64,11 @@ class Many:
 
 def run_many(many: Many) -> Run:
     """The figures of a search, from its folder when it is finished."""
+    agent, asked = many.config.agent, many.config.budgets
     made_of = {
-        **fingerprint_of(many.config, many.config.budgets[-1]),
-        **identity_of(agent=many.config.agent, seed=many.seed, evaluations=many.evaluations,
-                      course=course_of(many.config.budgets)),
+        **fingerprint_of(many.config, asked[-1]),
+        **identity_of(agent=agent, seed=many.seed, evaluations=many.evaluations,
+                      course=course_of(asked) if is_agent(agent) else asked),
     }  # fmt: skip
     return once(many.folder / "figures.json", made_of, lambda: _figures(many, _searched(many)))
 
@@ -74,7 +77,10 @@ def _searched(many: Many) -> SearchResult:
     config, asked = many.config, many.config.budgets
     # A plan is hopeless beside others of its budget only: no race.
     task = task_of(config, asked[-1]).unraced()
-    searcher = partial(learn, config.agent, course=course_of(asked))
+    searcher = (
+        partial(learn, config.agent, course=course_of(asked)) if is_agent(config.agent)
+        else partial(surrogate_front, asked)
+    )  # fmt: skip
     label = f"{config.agent} b{asked[0]:g} to {asked[-1]:g} s{many.seed}"
     with progress(label, many.evaluations, "episodes") as bar:
 
@@ -129,7 +135,7 @@ def _figures(many: Many, result: SearchResult) -> dict[str, Any]:
 
     The policy's plans were measured last, in the order of the budgets.
     """
-    config, history = many.config, result.history
+    config, history = many.config, [o for o in result.history if o.eligible]  # no probes
     task = task_of(config, config.budgets[-1])
     yardstick = yardstick_of_task(config)
     cost_M = [float(task.costs.ratio(outcome.kept, task.on)) for outcome in history]
@@ -148,7 +154,7 @@ def _figures(many: Many, result: SearchResult) -> dict[str, Any]:
     return {
         "agent": config.agent,
         "seed": many.seed,
-        "evaluations": len(history),
+        "evaluations": sum(outcome.metrics.share for outcome in result.history),
         "seconds": result.times[-1],
         "cost": cost_M,
         "kl": [outcome.metrics.divergence for outcome in history],

@@ -8,7 +8,7 @@ import numpy as np
 
 from prune_env.mdp.evaluator import Kept
 from prune_env.mdp.losses import expected_worth
-from prune_env.mdp.path import greedy_path
+from prune_env.mdp.path import Path, greedy_path
 from prune_env.mdp.rules import as_kept
 from prune_env.search.acquisition import Acquisition, Choice
 from prune_env.search.allocators import PATHS, best_prior, measured_losses, plan_of
@@ -23,6 +23,8 @@ SHARE, LEVELS, PART = 0.25, 2, 0.5
 that are worth it, at least; and what may be spent on them of all evaluations."""
 LOOKS, FINALISTS = 240, 6
 """Plans glimpsed at, at most, and those measured after tuning that they choose."""
+CLIMBS = 8
+"""Steps from measured plans to the one of a budget that is expected to be best."""
 
 
 def screened(ledger: Ledger, seed: int) -> None:
@@ -42,11 +44,9 @@ def surrogate(ledger: Ledger, seed: int) -> None:
     Where plans are tuned before they are measured, which is dear, many are glimpsed at without
     (`_looked`), and the surrogate of these is the mean of that of tuned ones.
     """
-    task, generator = ledger.task, np.random.default_rng(seed)
-    finalists = int(min(FINALISTS, ledger.limit // 2)) if task.tunes else 0
-    losses = measured_losses(ledger, PART * (ledger.left - finalists), SHARE, LEVELS)
-    mean = expected_worth(task, losses) if losses else None
-    alone = [plan_of(task, greedy_path(task.rules, losses))] if losses else []
+    finalists = int(min(FINALISTS, ledger.limit // 2)) if ledger.task.tunes else 0
+    path, mean = _alone(ledger, PART * (ledger.left - finalists))
+    alone = [] if path is None else [plan_of(ledger.task, path)]
     if finalists > 1:
         mean = _looked(ledger, seed, alone, finalists, mean)
     else:
@@ -54,7 +54,68 @@ def surrogate(ledger: Ledger, seed: int) -> None:
         best_prior(ledger)
     acquisition = Acquisition(ledger, Choice(), seed, mean)
     acquisition.fit()
-    _spend(acquisition, generator)
+    _spend(acquisition, np.random.default_rng(seed))
+
+
+def _alone(ledger: Ledger, evaluations: float) -> tuple[Path | None, Mean | None]:
+    """The path of what groups lose alone and the sum of it, if so many evaluations pay for it."""
+    losses = measured_losses(ledger, evaluations, SHARE, LEVELS)
+    if not losses:
+        return None, None
+    return greedy_path(ledger.task.rules, losses), expected_worth(ledger.task, losses)
+
+
+def surrogate_front(budgets: Sequence[float], ledger: Ledger, seed: int) -> None:
+    """One search of many budgets, the largest of which is the task's; see `learned_front`."""
+    learned_front(budgets, ledger, seed)
+
+
+def learned_front(budgets: Sequence[float], ledger: Ledger, seed: int) -> Acquisition:
+    """What a search of many budgets at once has learned, for `plan_expected` at these and others.
+
+    Plans of all budgets are measured in turns, and at last the one of each that is expected to be
+    best. A ledger that has measured them already gives the same again.
+    """
+    task, generator = ledger.task, np.random.default_rng(seed)
+    path, mean = _alone(ledger, PART * ledger.left)
+    paths = [make(task) for make in PATHS.values()] if path is None else [path]
+    acquisition = Acquisition(ledger, Choice(), seed, mean)
+    with ledger.reserved(len(budgets)):
+        ledger.measure(dict.fromkeys(plan_of(task.at(b), p) for p in paths for b in budgets))
+        acquisition.fit()
+        share = CANDIDATES // len(budgets)
+        while True:
+            rows = [
+                nearby(task.at(budget), _parents(acquisition, budget), share, generator)
+                for budget in budgets
+            ]
+            acquisition.measure(np.concatenate(rows), np.repeat(budgets, share))
+    ledger.measure([plan_expected(acquisition, budget, seed) for budget in budgets])
+    return acquisition
+
+
+def plan_expected(acquisition: Acquisition, budget: float, seed: int) -> Kept:
+    """The plan of any budget that what was measured promises most of; measures nothing.
+
+    Climbs from the best plans measured within the budget and those of the free paths.
+    """
+    task, generator = acquisition.ledger.task.at(budget), np.random.default_rng(seed)
+    judge = acquisition.judge(acquisition.seen, budget)
+    free = (plan_of(task, path(task)) for path in PATHS.values())
+    best = list(dict.fromkeys([*_parents(acquisition, budget), *free]))
+    if judge is None:
+        return best[0]
+    for _ in range(CLIMBS):
+        plans_NG = np.concatenate([best, nearby(task, best, CANDIDATES, generator)])
+        order_N = np.argsort(-judge(plans_NG), kind="stable")
+        best = list(dict.fromkeys(map(as_kept, plans_NG[order_N])))[:PARENTS]
+    return best[0]
+
+
+def _parents(acquisition: Acquisition, budget: float) -> list[Kept]:
+    """The best plans measured within a budget; without any, the uniform plan of it."""
+    task = acquisition.ledger.task.at(budget)
+    return acquisition.seen.best(budget, PARENTS) or [task.beside([0.0] * task.length)]
 
 
 def _looked(
