@@ -5,7 +5,7 @@
     python -m experiments.bench_calibration --task stories260K --kinds given,own,auto \\
         --budgets 0.7,0.5,0.35 --held-out test --val-samples 73
 
-    python -m experiments.bench_calibration --kinds half:500 --searchers evolution,surrogate
+    python -m experiments.bench_calibration --kinds auto --searchers evolution:200,surrogate:50
 
 In every draw all kinds get the same training images in the same order. The divergence from the
 dense network is measured on samples that nothing was chosen on, for the uniform plan and for
@@ -47,9 +47,9 @@ class CalibrationConfig(BenchFlags):
     budgets: tuple[float, ...] = option((0.5, 0.4, 0.3), "fractions of the MACs that may remain")
     draws: int = option(5, "of the samples and of the search")
     searchers: tuple[str, ...] = option(
-        ("screened",), "whose best plans are measured beside the uniform one, comma separated"
+        ("screened",), "name, or name:evaluations, of those whose best plans are measured too"
     )
-    evaluations: int = option(30, "of every search")
+    evaluations: int = option(30, "of every search that does not say it")
     reward_samples: int = option(1000, "that plans are measured on, of the same kind")
     fresh_samples: int = option(0, "further ones, of the same kind, for searchers that glimpse")
     held_out: str = option("val", "part that delivers the verdict: val or test", added=True)
@@ -62,11 +62,16 @@ class CalibrationConfig(BenchFlags):
         require(self, dict.fromkeys(names, AT_LEAST_1))
         require(self, {"held_out": (lambda part: part in ("val", "test"), "val or test")})
         for kind in self.kinds:
-            name, colon, count = kind.partition(":")
-            if not name or (colon and not count.isdigit()):
+            if not kind or ":" in numbered(kind)[0]:
                 raise config_error(
                     f"--kinds holds '{kind}'; give a kind, or kind:samples, as in 'half:500'."
                 )
+
+
+def numbered(text: str) -> tuple[str, int | None]:
+    """`name:number` in two."""
+    name, _, number = text.rpartition(":")
+    return (name, int(number)) if name and number.isdigit() else (text, None)
 
 
 def measure(config: CalibrationConfig) -> dict[str, Any]:
@@ -83,13 +88,14 @@ def rows_of(config: CalibrationConfig, cell: tuple[int, str]) -> list[dict[str, 
     draw, kind = cell
     from prune_env.experiments.networks.presets import open_named
     from prune_env.fingerprint import identity_of
+    from prune_env.mdp.candidates import CandidateEvaluator
     from prune_env.mdp.task import PruningTask
     from prune_env.pipeline.once import once
     from prune_env.quality.batches import take_batches
     from prune_env.quality.evaluators import Evaluator
     from prune_env.search.searchers import run_search
 
-    name, _, count = kind.partition(":")
+    name, count = numbered(kind)
     made_of = identity_of(
         task=config.task, draw=draw, kind=kind, budgets=config.budgets,
         searchers=config.searchers, evaluations=config.evaluations,
@@ -97,7 +103,7 @@ def rows_of(config: CalibrationConfig, cell: tuple[int, str]) -> list[dict[str, 
     )  # fmt: skip
 
     def measured() -> dict[str, Any]:
-        number = {"calibration_samples": int(count)} if count else {}
+        number = {"calibration_samples": count} if count else {}
         project = open_named(
             config.task, sample_kind=name, seed=draw, budget=max(config.budgets),
             reward_samples=config.reward_samples, fresh_samples=config.fresh_samples, **number,
@@ -109,8 +115,11 @@ def rows_of(config: CalibrationConfig, cell: tuple[int, str]) -> list[dict[str, 
         for budget in config.budgets:
             task = project.task.at(budget)
             for plan in ("uniform", *config.searchers):
+                if isinstance(task.evaluator, CandidateEvaluator):
+                    task.evaluator.forget()
                 start = time.process_time()
-                result = run_search(task, plan, config.evaluations, draw)
+                searcher, evaluations = numbered(plan)
+                result = run_search(task, searcher, evaluations or config.evaluations, draw)
                 seconds, best = time.process_time() - start, result.best
                 true = apart(task.network(best.kept)).divergence
                 rows.append(
@@ -157,7 +166,14 @@ def page(figures: Mapping[str, Any]) -> str:
         text += "\nTo the uniform plan, samples by samples:\n\n"
         text += pivoted(others, lines, _budget, _ratios(rows, "plan", "uniform"))
     text += "\nHeld-out divergence, mean over the draws, and how far the reward's was off:\n\n"
-    return text + pivoted(rows, lines, _budget, values)
+    text += pivoted(rows, lines, _budget, values)
+    text += "\nEvaluations charged, and seconds of one processor core:\n\n"
+    return text + pivoted(rows, lines, _budget, _spent)
+
+
+def _spent(own: Sequence[Mapping[str, Any]]) -> str:
+    charged, seconds = (fmean(row[name] for row in own) for name in ("charged", "seconds"))
+    return f"{charged:.0f}, {seconds:.1f} s"
 
 
 def _budget(row: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from prune_env import PruningTask
 from prune_env.errors import ConfigError
 from prune_env.experiments import bench_calibration, bench_workers
-from prune_env.experiments.bench_calibration import CalibrationConfig, geometric, page
+from prune_env.experiments.bench_calibration import CalibrationConfig, geometric, numbered, page
 from prune_env.experiments.benches.harness import pivoted
 from prune_env.experiments.data.loader import CropFlip, Half
 from prune_env.pipeline.project import Project
@@ -44,9 +44,9 @@ def test_kinds_of_samples_are_compared_draw_by_draw(
         "--draws",
         "2",
         "--searchers",
-        "random",
+        "random:3",
         "--evaluations",
-        "3",
+        "30",
         "--reward-samples",
         "32",
         "--val-samples",
@@ -62,6 +62,7 @@ def test_kinds_of_samples_are_compared_draw_by_draw(
     assert figures[0]["rows"] == figures[1]["rows"]
     rows = figures[0]["rows"]
     assert len(rows) == 2 * 2 * 2
+    assert {row["charged"] for row in rows} == {1, 3}
     held = {(r["draw"], r["kind"]): r["held_out"] for r in rows if r["plan"] == "uniform"}
     ratios = [held[draw, "augmented:32"] / held[draw, "plain:32"] for draw in (0, 1)]
     assert f"{math.sqrt(ratios[0] * ratios[1]):.3f} (" in page(figures[0])
@@ -79,6 +80,13 @@ def test_a_geometric_mean_has_students_interval() -> None:
 def test_kinds_say_how_many(kinds: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="give a kind, or kind:samples"):
         CalibrationConfig(kinds=kinds)
+
+
+def test_searchers_say_how_much_they_may_spend() -> None:
+    assert numbered("surrogate:50") == ("surrogate", 50)
+    assert numbered("surrogate") == ("surrogate", None)
+    assert numbered("mine.module:search") == ("mine.module:search", None)
+    assert numbered("mine.module:search:7") == ("mine.module:search", 7)
 
 
 def test_half_of_the_images_stay() -> None:
