@@ -116,9 +116,9 @@ def test_what_cannot_be_folded_is_left(kind: type[nn.Module]) -> None:
 
 def test_bfloat16_is_taken_where_it_is_native_and_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = toy_model("residual"), toy_inputs("residual")
-    monkeypatch.setattr(inference, "_native_bfloat16", lambda model: False)
+    monkeypatch.setattr(inference, "native_bfloat16", lambda device: False)
     assert not Inference.of(model, Batch(inputs)).bfloat16
-    monkeypatch.setattr(inference, "_native_bfloat16", lambda model: True)
+    monkeypatch.setattr(inference, "native_bfloat16", lambda device: True)
     assert Inference.of(model, Batch(inputs)).bfloat16
     monkeypatch.setattr(inference, "AGREEMENT", 0.0)
     assert not Inference.of(model, Batch(inputs)).bfloat16
@@ -135,7 +135,7 @@ class Arrays(nn.Sequential):
 def test_a_network_that_does_not_run_in_bfloat16_runs_in_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(inference, "_native_bfloat16", lambda model: True)
+    monkeypatch.setattr(inference, "native_bfloat16", lambda device: True)
     model = Arrays(nn.Linear(3, 4)).eval()
     assert not Inference.of(model, Batch(torch.randn(2, 3))).bfloat16
     with pytest.raises(ConfigError, match=r"Arrays does not run in it: .*precision='float32'"):

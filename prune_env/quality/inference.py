@@ -85,7 +85,7 @@ class Inference:
         if not _close(said(folding), wanted):
             _log.info("%s: folding its BatchNorm changes outputs; it is not folded.", _name(dense))
             folding = PLAIN
-        if precision == "float32" or (precision == "auto" and not _native_bfloat16(dense)):
+        if precision == "float32" or (precision == "auto" and not native_bfloat16(_device(dense))):
             return folding
         halved = Inference(folding.folds, bfloat16=True)
         try:
@@ -164,9 +164,9 @@ def _folds(dense: nn.Module, inputs: Inputs) -> dict[str, str]:
     return {layer: norm for layer, norm in pairs.items() if norm in norms}
 
 
-def _native_bfloat16(model: nn.Module) -> bool:
-    """Whether the processor that the model is on multiplies bfloat16 without a detour."""
-    if _device(model) == "cuda":
+def native_bfloat16(device: str) -> bool:
+    """Whether a processor ("cpu" or "cuda") multiplies bfloat16 without a detour."""
+    if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return _supported("_is_avx512_bf16_supported") or _supported("_is_amx_tile_supported")
 
