@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
 
     check_run(config)
     with nullcontext() if config.progress else showing(None):
+        if config.dry_run:
+            return dry(config)
         project = opened(config)
         folder = open_run(config)
         print(f"run directory: {folder}")
@@ -50,6 +52,18 @@ def main(argv: Sequence[str]) -> int:
     print(format_table(results))
     print(f"report: {folder / 'report.html'}")
     print(json.dumps(summary(config, results)))
+    return 0
+
+
+def dry(config: RunConfig) -> int:
+    """Say what the run would be; it leaves nothing behind."""
+    from prune_env.experiments.networks.dense import nothing_trained
+    from prune_env.experiments.stages.dry import forecast, forecast_text
+
+    with nothing_trained():
+        facts = forecast(config, opened(config))
+    print(forecast_text(facts))
+    print(json.dumps(facts))
     return 0
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from prune_env import Ledger
 from prune_env.experiments.networks import dense
+from prune_env.experiments.run import main
 from prune_env.storage import write_json
 from prune_env.tasks import digits
 
@@ -206,3 +207,26 @@ def test_help_is_quick_to_import() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--budget" in done.stdout
+
+
+@pytest.mark.long
+def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_training(*_: Any, **__: Any) -> None:
+        raise AssertionError("a dry run trains nothing")
+
+    monkeypatch.setattr(dense, "finetune", no_training)
+    assert main([*QUICK, "--runs", str(tmp_path / "runs"), "--dry-run", "--budget", "0.3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = json.loads(lines[-1])
+    assert [line.partition(":")[0] for line in lines[:-1]] == [
+        "groups", "budget", "search", "tuning", "total",
+    ]  # fmt: skip
+    assert found["searchers"] == ["uniform", "random", "ppo"]
+    assert found["evaluations"] == 1 + 6 + 6
+    assert found["epochs"] == 3
+    assert 0 < found["least"] < found["budget"] == 0.3
+    assert found["search_seconds"] == pytest.approx(13 * found["evaluation_seconds"])
+    assert found["tuning_seconds"] > 0
+    assert not (tmp_path / "runs").exists()

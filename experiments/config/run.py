@@ -75,6 +75,9 @@ class RunConfig(TaskFlags):
     )
     tensorboard: bool = option(True, "write TensorBoard files", identity=False)
     progress: bool = option(True, "show progress", identity=False)
+    dry_run: bool = option(
+        False, "say what would be pruned and how long it would take; train nothing", identity=False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,17 @@ from prune_env.structure.rewrite import tensors_of
 from prune_env.tasks.cache import Tensors, cache_folder, cached_tensors
 
 WEIGHTS = "model.safetensors"
+_DRY: ContextVar[bool] = ContextVar("dry", default=False)
+
+
+@contextmanager
+def nothing_trained() -> Iterator[None]:
+    """Inside, a network that is not trained yet stays as it was made: for a look at its shapes."""
+    token = _DRY.set(True)
+    try:
+        yield
+    finally:
+        _DRY.reset(token)
 
 
 def trained(
@@ -72,6 +85,8 @@ def trained(
 
     if not (folder / WEIGHTS).exists():
         outline(net.eval(), [take_batches(loaders[1], 2)[0].inputs], TaskOptions.of(options))
+    if _DRY.get() and not (folder / WEIGHTS).exists():
+        return net.eval()
     with locked(folder):  # who wants the same network meanwhile waits for it
         net.load_state_dict(cached_tensors(folder / WEIGHTS, make, fits))
         checkpoint.unlink(missing_ok=True)
