@@ -1,7 +1,8 @@
 """Any search in TensorBoard: a listener of the ledger, so no searcher knows of it.
 
-The step is the number of the measured plan. Baselines are runs of their own (`baseline_<name>`)
-with the same tags, which makes them horizontal lines in the charts of the agent.
+The step is the number of the measured plan. Every searcher is one run, and so is the dense network
+(`log_dense`). What ends early goes on as a horizontal line to the last evaluation it might have
+had, so baselines that measure one plan are lines in the charts of the agent beside them.
 
 Only eligible outcomes are candidates. What else a searcher measures to learn from (plans beyond the
 budget, or on a part of the samples) has the prefix `probe/` and is in no other curve or picture.
@@ -38,7 +39,7 @@ class TensorBoardLog:
     Args:
         folder: of the event files; made at the first evaluation.
         task: what is searched.
-        baselines: outcomes to compare with, drawn as constant lines.
+        baselines: outcomes to compare with, drawn in the pictures.
         hparams: settings of the run, for the text and the table of hyperparameters.
         every: evaluations from picture to picture; by default ten pictures per search, and five
             evaluations between them at least.
@@ -56,7 +57,6 @@ class TensorBoardLog:
         self.baselines, self.hparams = dict(baselines or {}), dict(hparams or {})
         self._every = every
         self._writer: SummaryWriter | None = None
-        self._lines: dict[str, SummaryWriter] = {}
         self._history: Sequence[Outcome] = ()
         self._pictured: Outcome | None = None
         self._limit, self._probed, self._drawn = 0, False, 0
@@ -74,7 +74,7 @@ class TensorBoardLog:
         quality = self.task.objective
         values = self._candidate(outcome) if outcome.eligible else curves.probe(quality, outcome)
         values["search/charged"] = ledger.charged
-        values |= {f"training/{name}": value for name, value in ledger.figures.items()}
+        values |= {f"train/{name}": value for name, value in ledger.figures.items()}
         if ledger.best.eligible:
             values |= curves.best(quality, ledger.best)
         for tag, value in values.items():
@@ -93,10 +93,6 @@ class TensorBoardLog:
         if self._writer is None:
             return
         last = len(self._history)
-        for name, line in self._lines.items():
-            if last > self._limit:  # glimpses charge less than an evaluation
-                _draw_line(line, self._baseline(name), [last])
-            line.close()
         if last != self._drawn:
             self._draw(self._writer, last)
         if self._pictured is not None:
@@ -105,21 +101,24 @@ class TensorBoardLog:
                 self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
             for tag, value in figures.items():
                 self._writer.add_scalar(tag, value, last)
+            if last < self._limit:
+                quality, found = self.task.objective, self._pictured
+                _draw_line(
+                    self._writer,
+                    curves.scalars(quality, found) | curves.best(quality, found),
+                    [self._limit],
+                )
         self._writer.close()
-        self._writer, self._lines = None, {}
+        self._writer = None
 
     def _candidate(self, outcome: Outcome) -> dict[str, float]:
         pairs = zip(self._tags, outcome.kept, self.task.groups, strict=True)
         plan = {tag: 1 - kept / group.units for tag, kept, group in pairs}
         return curves.scalars(self.task.objective, outcome) | plan
 
-    def _baseline(self, name: str) -> dict[str, float]:
-        quality, outcome = self.task.objective, self.baselines[name]
-        return curves.scalars(quality, outcome) | curves.best(quality, outcome)
-
     def _begin(self, ledger: Ledger) -> SummaryWriter:
         writer = _fresh_writer(self.folder)
-        self._limit = max(2, ledger.limit)
+        self._limit = int(ledger.limit)
         groups = [*self.task.groups, *self.task.frozen]
         table = format_groups(groups, self.task.costs)
         writer.add_text("model", f"```\n{table}\n```", 0)
@@ -127,12 +126,6 @@ class TensorBoardLog:
         writer.add_custom_scalars(
             curves.charts(self.task.objective, ledger.history[-1].terms, self._tags)
         )
-        for name in self.baselines:
-            line = self._lines[name] = _fresh_writer(
-                self.folder / f"baseline_{curves.plain_tag(name)}"
-            )
-            _draw_line(line, self._baseline(name), [1, self._limit])
-            line.flush()  # a search that is killed keeps its lines
         return writer
 
     def _draw(self, writer: SummaryWriter, step: int) -> None:
@@ -153,6 +146,34 @@ class TensorBoardLog:
             self._pictured = found
 
 
+def log_dense(folder: str | Path, task: PruningTask, evaluations: int) -> None:
+    """The dense network as a run of its own: a line from the first evaluation to the last.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    if task.dense is None:
+        return
+    with _fresh_writer(Path(folder)) as line:
+        _draw_line(line, curves.dense(task.objective, task.dense), [1, max(2, evaluations)])
+
+
+def log_test(folder: str | Path, figures: Mapping[str, float | None], step: int) -> None:
+    """What was measured on test in the end, in the run of the search that it came from.
+
+    Args:
+        folder: of the search's log.
+        figures: by name; those that are None are left out.
+        step: of the search's last evaluation.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    with _fresh_writer(Path(folder), ".test") as writer:
+        known = {f"test/{name}": value for name, value in figures.items() if value is not None}
+        _draw_line(writer, known, [step])
+
+
 def _draw_line(line: SummaryWriter, values: Mapping[str, float], steps: Iterable[int]) -> None:
     for step in steps:
         for tag, value in values.items():
@@ -165,12 +186,13 @@ def _plain(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     return {k: v if isinstance(v, simple) else str(v) for k, v in values.items()}
 
 
-def _fresh_writer(folder: Path) -> SummaryWriter:
+def _fresh_writer(folder: Path, suffix: str = "") -> SummaryWriter:
+    """A writer into files that end in `suffix`, in place of those that did."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("events.out.tfevents.*"):
+        for old in folder.glob(f"events.out.tfevents.*{suffix}"):
             old.unlink()
-        return SummaryWriter(str(folder))
+        return SummaryWriter(str(folder), filename_suffix=suffix)
     except OSError as error:
         raise RunError(
             f"cannot log to '{folder}': {error.strerror or error}. Choose a folder you may write "

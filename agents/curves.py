@@ -8,15 +8,15 @@ from typing import Any
 
 from prune_env import PruningTask
 from prune_env.mdp.rewards import Outcome
-from prune_env.quality.evaluators import named
+from prune_env.quality.evaluators import Metrics, named
 from prune_env.quality.objectives import Objective
 
 Charts = dict[str, dict[str, list[Any]]]
 
 
-def _quality(objective: Objective, outcome: Outcome, category: str) -> dict[str, float]:
+def _quality(objective: Objective, metrics: Metrics, category: str) -> dict[str, float]:
     """Every named figure once; the divergence by its own name."""
-    values = named(objective, outcome.metrics)
+    values = named(objective, metrics)
     if objective.distance != "divergence":
         del values["divergence"]
     return {f"{category}/{plain_tag(name)}": value for name, value in values.items()}
@@ -25,11 +25,22 @@ def _quality(objective: Objective, outcome: Outcome, category: str) -> dict[str,
 def scalars(objective: Objective, outcome: Outcome) -> dict[str, float]:
     """The curves of one candidate, by tag."""
     return {
-        **_quality(objective, outcome, "quality"),
+        **_quality(objective, outcome.metrics, "quality"),
         "cost/flops_ratio": outcome.flops_ratio,
         "cost/params_ratio": outcome.params_ratio,
         "reward/total": outcome.reward,
         **{f"reward/{plain_tag(name)}": value for name, value in outcome.terms.items()},
+    }
+
+
+def dense(objective: Objective, metrics: Metrics) -> dict[str, float]:
+    """The curves of the dense network, by tag: those of a candidate that it has."""
+    figure = plain_tag(objective.figure.name)
+    return {
+        **_quality(objective, metrics, "quality"),
+        "cost/flops_ratio": 1.0,
+        "cost/params_ratio": 1.0,
+        f"best/{figure}": metrics.figure,
     }
 
 
@@ -45,7 +56,7 @@ def best(objective: Objective, outcome: Outcome) -> dict[str, float]:
 def probe(objective: Objective, outcome: Outcome) -> dict[str, float]:
     """The curves of an outcome that is no candidate, by tag."""
     return {
-        **_quality(objective, outcome, "probe"),
+        **_quality(objective, outcome.metrics, "probe"),
         "probe/flops_ratio": outcome.flops_ratio,
         "probe/params_ratio": outcome.params_ratio,
         "probe/samples_share": outcome.metrics.share,

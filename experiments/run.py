@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -97,6 +97,10 @@ def run(
     from prune_env.recovery.training import Tuning
 
     task = project if isinstance(project, PruningTask) else project.task
+    if config.tensorboard:
+        from prune_env.agents.callbacks import log_dense
+
+        log_dense(folder / "tensorboard" / "dense", task, config.evaluations)
     hunts, said = hunts_of(config), {"command": command, "config": identity(config)}
     found = searched(task, hunts, folder, partial(_listening, config, folder, task), config.workers)
     if isinstance(project, PruningTask):
@@ -105,7 +109,25 @@ def run(
     tuning = Tuning(tuning_settings(config, project))
     results = {**finished(project, hunts, found, tuple(found), tuning, folder).results, **said}
     keep_results(results, folder)
+    _log_test(config, results, folder)
     return results
+
+
+def _log_test(config: RunConfig, results: Mapping[str, Any], folder: Path) -> None:
+    """The figures of test, where the searches are logged."""
+    if not config.tensorboard:
+        return
+    from prune_env.agents.callbacks import log_test
+    from prune_env.pipeline.yardstick import yardstick_of
+
+    yardstick = yardstick_of(results)
+    for row in results["rows"]:
+        figures = {
+            f"{yardstick.name}_{stage}": row.get(yardstick.key(stage))
+            for stage in ("before", "after")
+        }
+        figures["kl"] = row.get("kl_held_out")
+        log_test(folder / "tensorboard" / row["name"], figures, config.evaluations)
 
 
 @contextmanager

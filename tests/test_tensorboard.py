@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from prune_env import Ledger, PruningTask
-from prune_env.agents.callbacks import TensorBoardLog
+from prune_env.agents.callbacks import TensorBoardLog, log_dense, log_test
 from prune_env.agents.curves import sparsity_tags
 from prune_env.agents.figures import front, non_dominated, plans, scatter
 from prune_env.errors import RunError
@@ -90,7 +90,7 @@ def test_curves_hold_what_the_search_returned(logged: Path) -> None:
 
 def test_the_losses_of_the_agent_are_in_the_same_log(logged: Path) -> None:
     tags = read(logged / "log").Tags()["scalars"]
-    assert {"training/loss", "training/value_loss", "training/entropy_loss"} <= set(tags)
+    assert {"train/loss", "train/value_loss", "train/entropy_loss"} <= set(tags)
 
 
 def test_sparsities_are_named_in_layer_order() -> None:
@@ -100,16 +100,40 @@ def test_sparsities_are_named_in_layer_order() -> None:
     assert tags[10] == "sparsity/010_layer10"
 
 
-def test_baselines_are_constant_lines_from_end_to_end(logged: Path) -> None:
-    events = read(logged / "log" / "baseline_uniform")
-    uniform = run_search(toy_task(budget=0.6), "uniform", 1, 0).best
-    for tag, value in {
-        "best/reward": uniform.reward,
-        "quality/kl": uniform.metrics.divergence,
-    }.items():
-        line = events.Scalars(tag)
+def test_what_ends_early_goes_on_as_a_line(tmp_path: Path) -> None:
+    """To the last evaluation that it might have had; so does the dense network."""
+    task = halved(toy_task(budget=0.6))
+    log = TensorBoardLog(tmp_path / "uniform", task)
+    uniform = run_search(task, "uniform", N, 0, on_outcome=log).best
+    log.close()
+    log_dense(tmp_path / "dense", task, N)
+    for run, tag, value in (
+        ("uniform", "best/reward", uniform.reward),
+        ("uniform", "quality/kl", uniform.metrics.divergence),
+        ("dense", "quality/accuracy", 1.0),
+        ("dense", "cost/flops_ratio", 1.0),
+    ):
+        line = read(tmp_path / run).Scalars(tag)
         assert [event.step for event in line] == [1, N]
         assert [event.value for event in line] == pytest.approx([value, value])
+
+
+def test_figures_of_test_are_in_the_run_of_their_search_once(tmp_path: Path) -> None:
+    task = toy_task(budget=0.6)
+    log = TensorBoardLog(tmp_path, task)
+    run_search(task, "random", N, 0, on_outcome=log)
+    log.close()
+    for after in (0.8, 0.9):  # the same command again
+        log_test(tmp_path, {"accuracy_after": after, "kl": None}, N)
+    events = read(tmp_path)
+    (shown,) = events.Scalars("test/accuracy_after")
+    assert (shown.step, shown.value) == (N, pytest.approx(0.9))
+    assert "test/kl" not in events.Tags()["scalars"]
+    assert len(events.Scalars("reward/total")) == N
+
+
+def test_a_search_is_one_run(logged: Path) -> None:
+    assert [path for path in (logged / "log").rglob("*") if path.is_dir()] == []
 
 
 def test_pictures_texts_hparams_and_layout_are_there(logged: Path) -> None:
@@ -230,16 +254,6 @@ def test_a_search_of_probes_alone_is_logged(tmp_path: Path) -> None:
     assert "probe/kl" in tags["scalars"]
     assert not [tag for tag in tags["scalars"] if tag.startswith(("best/", "quality/", "final/"))]
     assert not tags["images"]
-
-
-def test_baselines_reach_the_last_step_of_a_search_of_glimpses(tmp_path: Path) -> None:
-    task = halved(toy_task(budget=0.6))
-    uniform = run_search(task, "uniform", 1, 0).best
-    log = TensorBoardLog(tmp_path, task, {"uniform": uniform})
-    Ledger(task, 3, on_outcome=log).run(probing, 0)
-    log.close()
-    line = read(tmp_path / "baseline_uniform").Scalars("best/kl")
-    assert [event.step for event in line] == [1, 3, 4]
 
 
 def test_the_front_is_what_nothing_beats() -> None:
