@@ -18,7 +18,7 @@ from prune_env.search.surrogate import Mean
 
 CANDIDATES = 160
 """Plans that are looked at for a few that are measured: as many as an agent's lanes finish."""
-SHARE, LEVELS, PART = 0.25, 2, 0.5
+SHARE, LEVELS, PART = 0.25, 2, 0.6
 """Of the samples that groups are measured alone on, and that glimpses see; levels of each group
 that are worth it, at least; and what may be spent on them of all evaluations."""
 LOOKS, FINALISTS = 240, 6
@@ -37,8 +37,8 @@ def screened(ledger: Ledger, seed: int) -> None:
 def surrogate(ledger: Ledger, seed: int) -> None:
     """The same, from what groups lose alone.
 
-    Every group is measured alone on a part of the samples, if half of the evaluations pay for it.
-    The allocation by these losses is measured before the free plans, and their sum is what the
+    Every group is measured alone on a part of the samples, if so much of the evaluations pays for
+    it. The allocation by these losses is measured before the free plans, and their sum is what the
     surrogate expects of a plan it knows nothing of, as far as plans bear it out.
 
     Where plans are tuned before they are measured, which is dear, many are glimpsed at without
