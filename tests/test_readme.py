@@ -35,6 +35,11 @@ while not env.step([0.5])[2]:
     pass
 small = env.network()
 """
+KEPT = """
+from prune_env import save
+save("pruned/", small, env.plan)
+whole = small(images)
+"""
 QUICKER = """
 import functools, prune_env
 test_loader = val_loader
@@ -75,7 +80,9 @@ PREAMBLES: dict[str, tuple[str, str]] = {
     "MistralForCausalLM(config)": ("", "assert len(info['plan']) == 4"),
     '"mixer.down.weight"': (NETWORK + MIXER, "assert task.groups[-1].units == 12"),
     'gym.make("PruneEnv/Layerwise-v0")': ("", "assert 'stages.0.0.conv1' in best.plan.levels"),
-    "stable_baselines3": (TOY, ""),
+    "steps = 8 * env": (TOY, ""),
+    'gym.make("prune_env:PruneEnv': ("", "assert sum(p.numel() for p in small.parameters()) < 1e5"),
+    "import load\n": (NETWORK + EPISODE + KEPT, "assert torch.equal(small(images), whole)"),
     "import load, save": (NETWORK + EPISODE, "assert torch.equal(small(images), "
                           "env.network()(images))"),
     "def fisher": (CRITERION + NETWORK, "PruningTask.from_model(model, train_loader, "
@@ -90,12 +97,15 @@ SLOW = {
     "apply(env.plan, model",
     "MistralForCausalLM(config)",
     'gym.make("PruneEnv/Layerwise-v0")',
-    "stable_baselines3",
+    "steps = 8 * env",
+    'gym.make("prune_env:PruneEnv',
 }
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [
     code
-    for page in ("README.md", "CONTRIBUTING.md")
-    for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
+    for page in PAGES
+    if page.name != "objectives.md"  # test_objectives.py runs those
+    for code in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
 ]
 
 
@@ -106,6 +116,24 @@ def block_with(phrase: str) -> str:
 
 def test_every_block_is_run() -> None:
     assert [sum(phrase in code for phrase in PREAMBLES) for code in BLOCKS] == [1] * len(PREAMBLES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        name, _, heading = target.partition("#")
+        there = page.parent / name if name else page
+        assert there.exists(), target
+        if heading:
+            found = re.findall(r"^#+ (.+)$", there.read_text("utf-8"), re.M)
+            assert heading in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in found]
+
+
+def test_the_first_page_is_short() -> None:
+    assert len((ROOT / "README.md").read_bytes()) < 6_000
 
 
 @pytest.mark.parametrize(
