@@ -12,7 +12,7 @@ from prune_env.experiments.config.cli import config_error, main_guard, nearest
 
 COMMANDS = (
     "run", "compare", "pareto", "transfer", "ablation", "inspect", "report", "tabulate",
-    "perplexity", "check", "screenshots", "fuzz", "kills",
+    "perplexity", "data", "check", "screenshots", "fuzz", "kills",
 )  # fmt: skip
 """Modules of this folder with a `main(argv)`; `report` is a folder with one. Add one here."""
 

@@ -242,7 +242,7 @@ def test_relative_names_are_found_under_the_data_root(
 ) -> None:
     one_pool(tmp_path)
     monkeypatch.chdir(tmp_path / "..")
-    with pytest.raises(DataError, match=r"no data at .*PRUNE_ENV_DATA"):
+    with pytest.raises(DataError, match=r"nothing at .*PRUNE_ENV_DATA"):
         load_splits("pool.npz", seed=0)
     monkeypatch.setenv("PRUNE_ENV_DATA", str(tmp_path))
     assert len(load_splits("pool.npz", seed=0).classes) == 3
@@ -321,7 +321,7 @@ FOUR = np.arange(4)
 @pytest.mark.parametrize(
     ("write", "says"),
     [
-        (lambda path: path / "absent", "no data at"),
+        (lambda path: path / "absent", "nothing at"),
         (lambda path: path, "no images below"),
         (_no_images, "no images below"),
         (lambda path: _truncate(write_folder(path)), r"cannot decode image '.*012\.PNG'"),

@@ -17,7 +17,14 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".
 _NPZ_KEYS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))  # Keras, MedMNIST
 
 
+def _only_npz(path: Path) -> Path | None:
+    """The npz of a folder that holds one, as `prune-env data` leaves it."""
+    found = [*path.glob("*.npz")] if path.is_dir() else []
+    return found[0] if len(found) == 1 else None
+
+
 def _read_npz(path: Path) -> RawSplits:
+    path = _only_npz(path) or path
     try:
         arrays = read_arrays(path)
     except Exception as error:  # numpy believes what a damaged header says
@@ -100,7 +107,7 @@ class Reader(NamedTuple):
 
 
 READERS: dict[str, Reader] = {
-    "npz": Reader(lambda path: path.suffix == ".npz", _read_npz),
+    "npz": Reader(lambda path: path.suffix == ".npz" or _only_npz(path) is not None, _read_npz),
     "parquet": Reader(lambda path: bool(parquet_files(path)), read_parquet),
     "image folder": Reader(lambda path: path.is_dir(), _read_image_folder),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from prune_env.errors import DataError, look_up
 from prune_env.experiments.data.images import ImageSet
 from prune_env.experiments.data.loader import Augmentation, CropFlip, Half, ImageBatches, loader
 from prune_env.experiments.data.parts import RawSplits
+from prune_env.experiments.data.places import locate
 from prune_env.experiments.data.readers import READERS
 from prune_env.tasks import digits
 from prune_env.tasks.digits import stratified_order
@@ -82,7 +82,7 @@ def load_splits(path: str | Path, *, seed: int) -> ImageSplits:
     """The data at `path`, or the built-in "digits".
 
     A path is an npz file, a folder of parquet files or one such file, or a folder of images; a
-    relative one is looked up here and then under `$PRUNE_ENV_DATA`. A missing val (a tenth) or
+    relative one is looked up in the places of `locate`. A missing val (a tenth) or
     test part (a fifth) is cut from train, each class in its share, by `seed`; the digits have
     one fixed split. Decoded images are cached.
 
@@ -91,23 +91,11 @@ def load_splits(path: str | Path, *, seed: int) -> ImageSplits:
     """
     if str(path) == "digits":
         return _digits()
-    found = _find(Path(path).expanduser())
+    found = locate(path)
     for reader in READERS.values():
         if reader.knows(found):
             return _splits(reader.read(found), found, seed)
     raise DataError(f"'{found}' is none of the kinds of data known: {', '.join(READERS)}.")
-
-
-def _find(path: Path) -> Path:
-    root = os.environ.get("PRUNE_ENV_DATA")
-    places = [path]
-    if root and not path.is_absolute():
-        places.append(Path(root).expanduser() / path)
-    for place in places:
-        if place.exists():
-            return place
-    looked = " or ".join(f"'{place.absolute()}'" for place in places)
-    raise DataError(f"no data at {looked}. Give 'digits', a path, or a name under $PRUNE_ENV_DATA.")
 
 
 def _digits() -> ImageSplits:
