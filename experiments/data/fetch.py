@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -161,7 +162,7 @@ def cifar_arrays(folder: Path, path: Path) -> None:
 
         train = np.concatenate([read(f"data_batch_{number}.bin") for number in range(1, 6)])
         parts = {"train": train[:-5000], "val": train[-5000:], "test": read("test_batch.bin")}
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, rows in parts.items():
         arrays[f"x_{name}"] = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         arrays[f"y_{name}"] = rows[:, 0].astype(np.int64)
