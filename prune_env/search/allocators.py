@@ -21,9 +21,8 @@ from prune_env.search.ledger import Ledger
 
 Floats = NDArray[np.float64]
 
-ALONE = (1.0, 0.5, 1.5, 0.25)
-"""What a group that is measured alone keeps, over what all keep in the uniform plan of the budget;
-the first ones where evaluations are few."""
+ALONE = (0.5, 0.75, 0.25, 0.9)
+"""Sparsities at which a group is measured alone; the first ones where evaluations are few."""
 STEP = 0.12
 """Offset of a probe: what the group keeps changes by a factor of 1.3."""
 OUTLIER, OWL_SPREAD = 5.0, 0.08
@@ -142,12 +141,11 @@ def measured_losses(
     per_group = int(min(len(ALONE), (evaluations - nothing.metrics.share) // dear))
     if per_group < fewest:
         return []
-    keep = 1.0 - task.uniform_sparsity
     alone = [
         (number, level)
         for number, group in enumerate(task.groups)
         for level in dict.fromkeys(
-            group.nearest_level(factor * keep * group.units) for factor in ALONE[:per_group]
+            group.nearest_level((1.0 - sparsity) * group.units) for sparsity in ALONE[:per_group]
         )
         if level != group.levels[-1]
     ]
