@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,7 +17,9 @@ from hypothesis import strategies as st
 
 from prune_env.criteria.elementwise import CRITERIA
 from prune_env.errors import BudgetError, ConfigError
+from prune_env.experiments.config.cli import as_toml
 from prune_env.experiments.config.run import RunConfig, main_guard, parse
+from prune_env.experiments.stages.directory import identity
 from prune_env.mdp.candidates import TaskOptions
 from prune_env.mdp.rewards import REWARDS
 
@@ -200,21 +204,77 @@ def test_the_guard_turns_bad_input_into_one_line_and_status_2(
     assert capsys.readouterr().err == "error: budget 0.1 is too small.\n"
 
 
-def test_the_guard_leaves_bugs_and_results_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_whatever_else_goes_wrong_is_one_line_and_its_traceback_only_with_debug(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     @main_guard
-    def fails(argv: Sequence[str]) -> int:
-        raise ZeroDivisionError
+    def inner(argv: Sequence[str]) -> int:
+        return 1 // len(argv)
 
+    outer = main_guard(inner)
+    assert outer([]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ZeroDivisionError: ")
+    assert said.count("\n") == 1
+    assert "test_config.py, line " in said
+    assert "--debug" in said
+    with pytest.raises(ZeroDivisionError):
+        outer(["--debug"])
+    assert outer([]) == 1, "debugging ends with the command"
+
+
+def test_the_guard_leaves_results_alone_and_ends_on_interrupts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     @main_guard
     def interrupted(argv: Sequence[str]) -> int:
         raise KeyboardInterrupt
 
-    with pytest.raises(ZeroDivisionError):
-        fails([])
+    @main_guard
+    def terminated(argv: Sequence[str]) -> int:
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
     assert interrupted([]) == 130
+    assert terminated([]) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
     assert main_guard(lambda argv: None)([]) == 0
     assert main_guard(lambda argv: 3)([]) == 3
     assert "Traceback" not in capsys.readouterr().err
+
+
+@given(
+    budget=st.floats(0.01, 1),
+    evaluations=st.integers(1, 10**6),
+    task=st.text(st.characters(codec="utf-8"), max_size=8).filter(lambda text: ":" not in text),
+    baselines=st.lists(st.from_regex(r"[a-z0-9_]+", fullmatch=True)).map(tuple),
+    progress=st.booleans(),
+)
+def test_a_printed_config_and_a_runs_own_are_read_back(
+    tmp_path_factory: pytest.TempPathFactory, **values: Any
+) -> None:
+    config, folder = replace(RunConfig(), **values), tmp_path_factory.mktemp("configs")
+    (folder / "all.toml").write_text(as_toml(config), "utf-8")
+    assert parse(RunConfig, ["--config", str(folder / "all.toml")]) == config
+    (folder / "config.json").write_text(json.dumps(identity(config)), "utf-8")
+    again = parse(RunConfig, ["--config", str(folder / "config.json")])
+    assert again.digest == config.digest
+    assert parse(RunConfig, ["--debug"]) == RunConfig(), "it is the guard's"
+
+
+def test_print_config_does_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(RunConfig, ["--budget", "0.25", "--print-config"])
+    assert end.value.code == 0
+    assert "budget = 0.25\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{", '{"budget": "half"}', '{"bugdet": 1}'])
+def test_a_json_config_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        parse(RunConfig, ["--config", str(tmp_path / "config.json")])
 
 
 def test_the_guard_reads_the_process_arguments(monkeypatch: pytest.MonkeyPatch) -> None:

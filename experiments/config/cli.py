@@ -8,11 +8,17 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
+import json
 import os
 import re
+import signal
 import sys
+import threading
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
@@ -24,9 +30,19 @@ CODE = re.compile(r"(?:^|[\s,=])[A-Za-z_][\w.]*:[A-Za-z_]")
 """`package.module:function`, wherever it stands in a value."""
 
 
+DEBUG = "--debug"
+_DEBUGGED: ContextVar[bool] = ContextVar("debugged", default=False)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: what is under way ends as after Ctrl-C."""
+
+
 def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
-    """`main` with progress and an exit status: 2 and a line on stderr for bad input, 130 when
-    interrupted.
+    """`main` with progress and an exit status.
+
+    2 and a line on stderr for bad input, 130 and 143 when interrupted or terminated, 1 and a line
+    for whatever else went wrong: its traceback only with `--debug`, which every command knows.
 
     In a script: `if __name__ == "__main__": sys.exit(main(None))`; None takes `sys.argv`.
     """
@@ -35,24 +51,60 @@ def main_guard(main: Main) -> Callable[[Sequence[str] | None], int]:
     def guarded(argv: Sequence[str] | None = None) -> int:
         from prune_env.progress import aloud, showing
 
+        words = list(sys.argv[1:] if argv is None else argv)
+        debugged = _DEBUGGED.get() or DEBUG in words
+        token = _DEBUGGED.set(debugged)  # a command that hands its words to another one has it too
         try:
-            with showing(aloud()):
-                return main(sys.argv[1:] if argv is None else argv) or 0
-        except KeyboardInterrupt:
+            with showing(aloud()), _terminable():
+                return main([word for word in words if word != DEBUG]) or 0
+        except KeyboardInterrupt as stop:
             print("interrupted; the same command goes on from here", file=sys.stderr)
-            return 130
+            return 143 if isinstance(stop, Terminated) else 130
         except BrokenPipeError:  # `... | head` went away; keep Python from complaining at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except Exception as error:
             from prune_env.errors import PruneEnvError  # late, see config_error
 
-            if not isinstance(error, PruneEnvError):
+            if debugged:
                 raise
-            print("error: " + " ".join(str(error).split()), file=sys.stderr)
-            return 2
+            known = isinstance(error, PruneEnvError)
+            said = str(error) if known else _fault(error)
+            print("error: " + " ".join(said.split()), file=sys.stderr)
+            return 2 if known else 1
+        finally:
+            _DEBUGGED.reset(token)
 
     return guarded
+
+
+def _fault(error: Exception) -> str:
+    """What is said of an error that nobody foresaw."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno}). Nobody foresaw "
+        f"this; the same command with {DEBUG} shows how it came about."
+    )
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Inside, SIGTERM raises `Terminated` in the main thread of this process, and in no child."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    here = os.getpid()
+
+    def stop(number: int, frame: Any) -> None:
+        if os.getpid() != here:  # a forked child has this handler too
+            os._exit(128 + number)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def config_error(message: str) -> Exception:
@@ -72,12 +124,12 @@ def invoked(command: str) -> str:
 def parse(
     config_class: type[Config], argv: Sequence[str], *, prog: str = "", description: str = ""
 ) -> Config:
-    """A config from defaults, then `--config file.toml`, then the rest of `argv`.
+    """A config from defaults, then `--config` (TOML or JSON), then the rest of `argv`.
 
     Raises:
         ConfigError: an unknown option or key (says the nearest), a value of the wrong type or
-            out of range, or a TOML file that cannot be read.
-        SystemExit: status 0, after `--help`.
+            out of range, or a file that cannot be read.
+        SystemExit: status 0, after `--help` and `--print-config`.
     """
     hints = get_type_hints(config_class)
     parser = _parser(config_class, hints, prog, description or (config_class.__doc__ or ""))
@@ -87,12 +139,32 @@ def parse(
         known = [s for a in parser._actions for s in a.option_strings if s.startswith("--")]
         name = unknown[0].split("=")[0]
         raise config_error(f"unknown option '{name}'.{nearest(name, known)} See --help.")
-    file = given.pop("config", None)
-    from_file = {} if file is None else _read_toml(Path(file), hints)
+    file, shown = given.pop("config", None), given.pop("print_config", False)
+    given.pop("debug", None)  # `main_guard` has seen to it
+    from_file = {} if file is None else _read_values(Path(file), hints)
     for name, value in from_file.items():
         if name not in given:
             _require_data(name, value, file)
-    return config_class(**{**from_file, **given})
+    config = config_class(**{**from_file, **given})
+    if shown:
+        print(as_toml(config))
+        raise SystemExit(0)
+    return config
+
+
+def as_toml(config: Any) -> str:
+    """All fields of a config as `--config` reads them back."""
+    return "\n".join(
+        f"{field.name} = {_toml_value(getattr(config, field.name))}" for field in fields(config)
+    )
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, float):  # inf and nan are TOML, not JSON
+        return repr(value)
+    # TOML escapes what JSON does, and one character more.
+    plain = list(value) if isinstance(value, tuple) else value
+    return json.dumps(plain, default=str, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _require_data(name: str, value: Any, file: Any) -> None:
@@ -124,8 +196,12 @@ def _parser(
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="TOML file of values that differ, a path or one of " + shipped,
+        help=f"file of values that differ: TOML, a run's own config.json, or one of {shipped}",
     )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print all values as TOML and do nothing"
+    )
+    parser.add_argument(DEBUG, action="store_true", help="show the traceback of an error")
     for entry in fields(config_class):
         kind = KINDS[hints[entry.name]]
         default = kind.show(entry.default)
@@ -209,12 +285,16 @@ SHIPPED = Path(__file__).parents[1] / "configs"
 """TOML files that come with the commands, known by their names alone: `--config digits.toml`."""
 
 
-def _read_toml(file: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
+def _read_values(file: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
     if not file.exists() and (SHIPPED / file).exists():
         file = SHIPPED / file
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        read = json.loads if file.suffix == ".json" else tomllib.loads
+        content = read(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no names with values")
+    # TOMLDecodeError, JSONDecodeError and UnicodeDecodeError are ValueErrors.
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise config_error(f"cannot read the config file '{file}': {reason}.") from error
     values = {}
