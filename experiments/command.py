@@ -11,7 +11,8 @@ from pathlib import Path
 from prune_env.experiments.config.cli import config_error, main_guard, nearest
 
 COMMANDS = (
-    "run", "compare", "pareto", "transfer", "ablation", "inspect", "report", "tabulate",
+    "run", "evaluate", "export", "report", "compare", "pareto", "transfer", "ablation", "inspect",
+    "tabulate",
     "perplexity", "data", "check", "screenshots", "fuzz", "kills",
 )  # fmt: skip
 """Modules of this folder with a `main(argv)`; `report` is a folder with one. Add one here."""

@@ -8,7 +8,6 @@ Every number comes from results.json; nothing is measured here.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from prune_env.experiments.report.findings import verdict
 from prune_env.experiments.report.publishing import markdown, publish
 from prune_env.experiments.report.tables import main_table, search_table
 from prune_env.pipeline.formats import cost_name, percent, plain
+from prune_env.pipeline.whole import read_results
 from prune_env.pipeline.yardstick import yardstick_of
 
 Results = Mapping[str, Any]
@@ -44,13 +44,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _read(folder: Path) -> Results:
-    path = folder / "results.json"
-    try:
-        results: Results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read '{path}': {error}. Give a finished run directory.") from error
+    results = read_results(folder)
     if not results.get("dense"):
-        raise RunError(f"'{path}' is of a search only: it has no test figures to publish.")
+        raise RunError(f"'{folder}' is of a search only: it has no test figures to publish.")
     return results
 
 

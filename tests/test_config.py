@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from prune_env.experiments.config.run import RunConfig, main_guard, parse
 from prune_env.experiments.stages.directory import identity
 from prune_env.mdp.candidates import TaskOptions
 from prune_env.mdp.rewards import REWARDS
+from prune_env.storage import write_json
 
 ROOT = Path(__file__).parent.parent
 
@@ -257,7 +257,7 @@ def test_a_printed_config_and_a_runs_own_are_read_back(
     config, folder = replace(RunConfig(), **values), tmp_path_factory.mktemp("configs")
     (folder / "all.toml").write_text(as_toml(config), "utf-8")
     assert parse(RunConfig, ["--config", str(folder / "all.toml")]) == config
-    (folder / "config.json").write_text(json.dumps(identity(config)), "utf-8")
+    write_json(folder / "config.json", identity(config))
     again = parse(RunConfig, ["--config", str(folder / "config.json")])
     assert again.digest == config.digest
     assert parse(RunConfig, ["--debug"]) == RunConfig(), "it is the guard's"

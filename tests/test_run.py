@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from prune_env import Ledger
+from prune_env.experiments import evaluate, export
 from prune_env.experiments.networks import dense
 from prune_env.experiments.run import main
 from prune_env.storage import write_json
@@ -92,6 +94,48 @@ def test_kill_and_resume_ends_with_the_same_result(
     done = run(tmp_path, "--no-tensorboard")
     assert done.returncode == 0, done.stderr
     assert facts(tmp_path) == facts(finished[0])
+
+
+@pytest.mark.long
+def test_what_is_delivered_is_what_is_reported(
+    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder,) = (path for path in finished[0].iterdir() if path.name != "dense")
+    assert evaluate.main([str(folder)]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = {row["name"]: row for row in facts(finished[0])["rows"]}
+    assert set(found) == set(rows)
+    for name, figures in found.items():
+        assert figures["accuracy"] == figures["reported"] == rows[name]["accuracy_after"]
+        assert figures["params"] == rows[name]["params"]
+    assert export.main([str(folder), "--to", str(tmp_path / "pruned.pt2")]) == 0
+    written = torch.export.load(tmp_path / "pruned.pt2").module()
+    assert written(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("command", "words", "named"),
+    [
+        ("export", [], "--to is missing"),
+        ("export", ["--to", "x.pt3"], ".pt3"),
+        ("export", ["--to", "x.pt2", "--searcher", "unifrom"], "uniform"),
+        ("evaluate", ["--searchers", "sac"], "sac"),
+        ("evaluate", ["--task", "some.module:function"], "some.module"),
+    ],
+)
+def test_bad_words_about_a_run_are_refused(
+    finished: tuple[Path, str],
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    words: list[str],
+    named: str,
+) -> None:
+    (folder,) = (path for path in finished[0].iterdir() if path.name != "dense")
+    module = {"evaluate": evaluate, "export": export}[command]
+    assert module.main([str(folder), *words]) == 2
+    assert named in capsys.readouterr().err
+    assert module.main([str(folder / "nothing"), *words]) == 2
 
 
 WRONG: dict[str, list[tuple[str, str]]] = {

@@ -285,16 +285,19 @@ SHIPPED = Path(__file__).parents[1] / "configs"
 """TOML files that come with the commands, known by their names alone: `--config digits.toml`."""
 
 
+def _from_json(text: str) -> dict[str, Any]:
+    from prune_env.storage import unseal  # late, see config_error
+
+    return unseal(text, required=False)
+
+
 def _read_values(file: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
     if not file.exists() and (SHIPPED / file).exists():
         file = SHIPPED / file
     try:
-        read = json.loads if file.suffix == ".json" else tomllib.loads
-        content = read(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it holds no names with values")
-    # TOMLDecodeError, JSONDecodeError and UnicodeDecodeError are ValueErrors.
-    except (OSError, ValueError, RecursionError) as error:
+        text = file.read_text(encoding="utf-8")
+        content = _from_json(text) if file.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         reason = error.strerror if isinstance(error, OSError) else error
         raise config_error(f"cannot read the config file '{file}': {reason}.") from error
     values = {}

@@ -22,6 +22,7 @@ from prune_env.mdp.rewards import Outcome
 from prune_env.mdp.task import PruningTask
 from prune_env.pipeline.once import once
 from prune_env.pipeline.project import Project
+from prune_env.pipeline.yardstick import Yardstick
 from prune_env.plan.plan import PruningPlan
 from prune_env.progress import Progress, progress
 from prune_env.quality.batches import Batch, take_batches
@@ -38,6 +39,8 @@ from prune_env.storage import save_tensors
 from prune_env.structure.inputs import device_of
 
 LATENCY_BATCH = 64
+TUNE, MODEL = "tune", "model"
+"""Folder of what was tuned, by the name of its searcher, and in each the network itself."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,12 @@ def tune(project: Project, result: SearchResult, tuning: Tuning, folder: Path | 
         if tuning.settings.epochs:
             facts |= figures(project, made[0], "after")
         if folder is not None:
-            said = facts[yardstick.key("after")] or facts[yardstick.key("before")]
-            save(folder / "model", made[0], result.plan, {yardstick.key("test"): said})
+            save(
+                folder / MODEL,
+                made[0],
+                result.plan,
+                {yardstick.key("test"): ended(facts, yardstick)},
+            )
         return facts
 
     settings: Any = tuning.settings
@@ -120,12 +127,19 @@ def tune(project: Project, result: SearchResult, tuning: Tuning, folder: Path | 
         settings = [tuning.settings, tuning.loss, tuning.optimizer, tuning.scheduler]
     made_of = partial(_made_of, project, plan=result.best.kept, tuning=settings)
     facts = once(folder and folder / "result.json", made_of, measure)
-    if folder is not None and (folder / "model" / WEIGHTS).exists():
-        load_weights_into(small, folder / "model")
-        facts = {**facts, "file_bytes": size_on_disk(folder / "model")}
+    if folder is not None and (folder / MODEL / WEIGHTS).exists():
+        load_weights_into(small, folder / MODEL)
+        facts = {**facts, "file_bytes": size_on_disk(folder / MODEL)}
     elif made:
         small = made[0]
     return Tuned(small.eval(), {**facts, **left(small, result.plan, project.task)})
+
+
+def ended(facts: Mapping[str, Any], yardstick: Yardstick) -> float | None:
+    """The figure of quality of what was delivered: after tuning, if there was any."""
+    after: float | None = facts[yardstick.key("after")]
+    before: float | None = facts[yardstick.key("before")]
+    return before if after is None else after
 
 
 def _tuned(

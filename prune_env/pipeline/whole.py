@@ -14,12 +14,14 @@ from typing import Any
 
 from torch import nn
 
+from prune_env.errors import RunError
 from prune_env.fingerprint import identity_of
 from prune_env.mdp.task import PruningTask
 from prune_env.pipeline.once import once
 from prune_env.pipeline.project import Project
 from prune_env.pipeline.rows import Row, results_of, row_of
 from prune_env.pipeline.stages import (
+    TUNE,
     Hunt,
     Tuned,
     dense_facts,
@@ -33,7 +35,7 @@ from prune_env.pipeline.yardstick import Yardstick
 from prune_env.recovery.training import Tuning
 from prune_env.search.searchers import Listener, SearchResult
 from prune_env.search.workers import Workers, opened
-from prune_env.storage import write_text
+from prune_env.storage import parse, write_text
 
 DENSE, RESULTS = "dense", "results.json"
 Found = Mapping[str, SearchResult]
@@ -104,7 +106,7 @@ def finished(
     models: dict[str, nn.Module] = {DENSE: project.dense}
     tuned: dict[str, Tuned] = {}
     for name in chosen:
-        tuned[name] = tune(project, found[name], tuning, folder and folder / "tune" / name)
+        tuned[name] = tune(project, found[name], tuning, folder and folder / TUNE / name)
         models[name] = tuned[name].model
     dense = dense_facts(project, folder and folder / "dense")
     plans = {name: found[name].best.kept for name in chosen}
@@ -121,6 +123,20 @@ def finished(
 def keep_results(results: Mapping[str, Any], folder: Path) -> None:
     """Write all figures where the report's command finds them."""
     write_text(folder / RESULTS, json.dumps(dict(results), indent=1))
+
+
+def read_results(folder: str | Path) -> Row:
+    """What `keep_results` wrote.
+
+    Raises:
+        RunError: there is nothing, or it is damaged.
+    """
+    path = Path(folder) / RESULTS
+    try:
+        results: Row = parse(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read '{path}': {error}. Give a finished run directory.") from error
+    return results
 
 
 def best_on_val(project: Project, found: Found, folder: Path | None = None) -> str:
