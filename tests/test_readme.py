@@ -127,6 +127,9 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         name, _, heading = target.partition("#")
         there = page.parent / name if name else page
         assert there.exists(), target
+        if "/tests/" in target:  # a proof by its name
+            names = re.findall(rf"\[(test_\w+)\]\({re.escape(target)}\)", text)
+            assert all(f"def {each}(" in there.read_text("utf-8") for each in names), names
         if heading:
             found = re.findall(r"^#+ (.+)$", there.read_text("utf-8"), re.M)
             assert heading in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in found]

@@ -20,6 +20,7 @@ from prune_env.experiments.report.findings import leaders, standard_error, verdi
 from prune_env.experiments.report.page import Cell, Table, markdown_escape
 from prune_env.experiments.report.report import format_table, write_report
 from prune_env.experiments.report.series import STYLES, style_of
+from prune_env.pipeline import rows
 from prune_env.pipeline.formats import MISSING, duration, percent, scaled
 
 Results = dict[str, Any]
@@ -310,3 +311,17 @@ def test_the_command_writes_the_pages_again(
     assert format_table(results()) in capsys.readouterr().out
     assert main([str(tmp_path / "none")]) == 2
     assert "cannot read" in capsys.readouterr().err
+
+
+def test_a_page_says_the_commit_it_is_of(tmp_path: Path) -> None:
+    assert rows.version().startswith("0.")
+    git = tmp_path / ".git"
+    assert rows._commit(git) == ""
+    (git / "refs").mkdir(parents=True)
+    (git / "HEAD").write_text("0123456789\n")
+    assert rows._commit(git) == "0123456789"
+    (git / "HEAD").write_text("ref: refs/main\n")
+    (git / "packed-refs").write_text("# pack\nabcdef0 refs/main\n")
+    assert rows._commit(git) == "abcdef0"
+    (git / "refs" / "main").write_text("fedcba9\n")
+    assert rows._commit(git) == "fedcba9"

@@ -70,7 +70,8 @@ def _setup(results: Results) -> str:
         f"{cost_name(results['on'])} remain. "
         f"Measured on {machine.get('cpu', 'an unknown CPU')}, CPU threads: "
         f"{machine.get('threads', '?')}, Python {machine.get('python', '?')}, "
-        f"torch {machine.get('torch', '?')}, {machine.get('date', 'undated')}."
+        f"torch {machine.get('torch', '?')}, prune_env {machine.get('prune_env', '?')}, "
+        f"{machine.get('date', 'undated')}."
     )
 
 
