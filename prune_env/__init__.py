@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import gymnasium
 
+from prune_env.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from prune_env.costs.model import CostModel
     from prune_env.costs.table import format_groups
@@ -45,8 +47,6 @@ __all__ = [
     "register_task",
     "save",
 ]
-
-__version__ = "0.1.0"
 
 # Names are imported when they are used: `prune_env run --help` need not wait for torch.
 _HOMES = {

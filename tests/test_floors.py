@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = {
     "prune_env.errors": -1, "prune_env.storage": 0, "prune_env.locks": 0, "prune_env.checks": 0,
-    "prune_env.progress": 0, "prune_env.records": 0.5, "prune_env.structure": 1,
+    "prune_env.progress": 0, "prune_env.version": 0, "prune_env.records": 0.5,
+    "prune_env.structure": 1,
     "prune_env.fingerprint": 1.2,
     "prune_env.attention": 1.5, "prune_env.units": 1.7, "prune_env.costs": 2,
     "prune_env.quality": 2, "prune_env.calibration": 2.5, "prune_env.repair": 3,

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prune_env import version
 from prune_env.experiments.report.__main__ import main
 from prune_env.experiments.report.figures import best_so_far
 from prune_env.experiments.report.findings import leaders, standard_error, verdict, within_noise
 from prune_env.experiments.report.page import Cell, Table, markdown_escape
 from prune_env.experiments.report.report import format_table, write_report
 from prune_env.experiments.report.series import STYLES, style_of
-from prune_env.pipeline import rows
 from prune_env.pipeline.formats import MISSING, duration, percent, scaled
 
 Results = dict[str, Any]
@@ -314,14 +314,14 @@ def test_the_command_writes_the_pages_again(
 
 
 def test_a_page_says_the_commit_it_is_of(tmp_path: Path) -> None:
-    assert rows.version().startswith("0.")
+    assert version.version().startswith("0.")
     git = tmp_path / ".git"
-    assert rows._commit(git) == ""
+    assert version._commit(git) == ""
     (git / "refs").mkdir(parents=True)
     (git / "HEAD").write_text("0123456789\n")
-    assert rows._commit(git) == "0123456789"
+    assert version._commit(git) == "0123456789"
     (git / "HEAD").write_text("ref: refs/main\n")
     (git / "packed-refs").write_text("# pack\nabcdef0 refs/main\n")
-    assert rows._commit(git) == "abcdef0"
+    assert version._commit(git) == "abcdef0"
     (git / "refs" / "main").write_text("fedcba9\n")
-    assert rows._commit(git) == "fedcba9"
+    assert version._commit(git) == "fedcba9"

@@ -6,7 +6,6 @@ import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from prune_env.mdp.rewards import Outcome
 from prune_env.mdp.task import PruningTask
 from prune_env.pipeline.yardstick import ACCURACY, Yardstick
 from prune_env.search.searchers import SearchResult
+from prune_env.version import version
 
 Row = dict[str, Any]
 
@@ -98,28 +98,6 @@ def processor() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()
-
-
-def version() -> str:
-    """That of the package, and in a checkout the commit: '0.1.0+a80437d'."""
-    known = metadata.version("prune_env")
-    commit = _commit(Path(__file__).parents[2] / ".git")
-    return f"{known}+{commit[:7]}" if commit else known
-
-
-def _commit(git: Path) -> str:
-    """What HEAD is, read from the files, for there may be no git; empty where there is none."""
-    try:
-        at = (git / "HEAD").read_text("utf-8").strip()
-        if not at.startswith("ref: "):
-            return at
-        name = at.removeprefix("ref: ")
-        if (git / name).is_file():
-            return (git / name).read_text("utf-8").strip()
-        lines = (git / "packed-refs").read_text("utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((line.split()[0] for line in lines if line.endswith(f" {name}")), "")
 
 
 def machine() -> dict[str, Any]:
