@@ -18,7 +18,7 @@ from typing import Any
 from prune_env.experiments.config.cli import invoked
 from prune_env.experiments.config.pareto import ParetoConfig
 from prune_env.experiments.config.run import main_guard, parse
-from prune_env.experiments.report.publishing import command_of, publish
+from prune_env.experiments.report.publishing import command_of, publish, write_csv
 
 PAGE = "pareto"
 
@@ -30,15 +30,18 @@ def main(argv: Sequence[str]) -> int:
     # torch comes with these; --help must not wait for that
     from prune_env.experiments.report.comparison import markdown_of
     from prune_env.experiments.report.page import Code, write_page, write_pictures
-    from prune_env.experiments.sweeps.front import blocks_of
+    from prune_env.experiments.sweeps.front import blocks_of, seed_by_seed
 
     command = command_of("pareto", argv)
     results = compared(config, command)
     title, name = f"Many budgets on {results['title']}", Path(config.out or PAGE).name
     blocks = blocks_of(results, name)
     page = write_page(config.folder / "many", PAGE, title, [*blocks, Code(command)])
+    flat = seed_by_seed(results["rows"])
+    write_csv(page.with_suffix(".csv"), flat)
     print(f"page: {page}\n")
     if config.out:
+        write_csv(f"{config.out}.csv", flat)
         write_pictures(blocks, Path(config.out).parent)
     shown = {key: value for key, value in results.items() if key not in ("measured", "command")}
     publish(config.out, command, markdown_of(title, blocks), shown)

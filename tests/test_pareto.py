@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -93,6 +94,13 @@ def test_a_front_has_every_series_at_every_budget(finished: Path) -> None:
         assert row["series"][MANY]["kl"][0] <= row["series"][POLICY]["kl"][0]
     assert set(results["ratios"]) == {"0.4", "0.6"}
     assert "geometric mean" in results["verdict"]
+    with (finished / "out" / "toy.csv").open(newline="") as file:
+        flat = list(csv.DictReader(file))
+    for row in results["rows"]:
+        for name, figures in row["series"].items():
+            said = [line for line in flat if line["series"] == name]
+            said = [line for line in said if float(line["budget"]) == row["budget"]]
+            assert [float(line["kl"]) for line in said] == figures["kl"]
     assert results["settings"]["front"] == list(FRONT)
 
 

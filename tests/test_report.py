@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import math
 import re
@@ -19,6 +20,7 @@ from prune_env.experiments.report.__main__ import main
 from prune_env.experiments.report.figures import best_so_far
 from prune_env.experiments.report.findings import leaders, standard_error, verdict, within_noise
 from prune_env.experiments.report.page import Cell, Table, markdown_escape
+from prune_env.experiments.report.publishing import write_csv
 from prune_env.experiments.report.report import format_table, write_report
 from prune_env.experiments.report.series import STYLES, style_of
 from prune_env.pipeline.formats import MISSING, duration, percent, scaled
@@ -311,6 +313,16 @@ def test_the_command_writes_the_pages_again(
     assert format_table(results()) in capsys.readouterr().out
     assert main([str(tmp_path / "none")]) == 2
     assert "cannot read" in capsys.readouterr().err
+
+
+def test_a_row_of_the_csv_is_a_plan(tmp_path: Path) -> None:
+    rows = [{"name": "a, b", "kl": 0.5, "history": [1]}, {"name": "c", "macs": None}]
+    with write_csv(tmp_path / "report.csv", rows).open(newline="") as file:
+        read = list(csv.DictReader(file))
+    assert read == [
+        {"name": "a, b", "kl": "0.5", "macs": ""},
+        {"name": "c", "kl": "", "macs": ""},
+    ]
 
 
 def test_a_page_says_the_commit_it_is_of(tmp_path: Path) -> None:

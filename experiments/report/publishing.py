@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from prune_env.experiments.config.cli import invoked
@@ -42,6 +45,22 @@ def publish(out: str, command: str, text: str, figures: Mapping[str, Any]) -> No
         write_text(f"{out}.json", line + "\n")
     print(text)
     print(line)
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """The plain values of all rows, a column for each that any of them has.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    from prune_env.storage import write_text
+
+    plain = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in plain for key in row)))
+    writer.writeheader()
+    writer.writerows(plain)
+    return write_text(path, text.getvalue())
 
 
 def _finite(value: Any) -> Any:

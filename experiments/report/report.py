@@ -12,6 +12,7 @@ from typing import Any
 from prune_env.experiments.report.figures import learning_figure, scatter_figure, sparsity_figure
 from prune_env.experiments.report.findings import best_row, error_of, measured_on, stage_of, verdict
 from prune_env.experiments.report.page import Block, Code, Fold, Heading, Picture, Text, write_page
+from prune_env.experiments.report.publishing import write_csv
 from prune_env.experiments.report.tables import (
     frozen_table,
     groups_table,
@@ -29,11 +30,14 @@ FEW_GROUPS = 40
 
 
 def write_report(results: Results, folder: str | Path) -> Path:
-    """Write report.html (self-contained) and report.md with figures/; returns the HTML file.
+    """Write report.html (self-contained), report.md with figures/, and report.csv, a row per plan.
+
+    Returns the HTML file.
 
     Raises:
         RunError: the folder cannot be written.
     """
+    write_csv(Path(folder) / "report.csv", results["rows"])
     return write_page(Path(folder), "report", f"Pruning {results['title']}", blocks(results))
 
 

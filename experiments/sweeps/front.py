@@ -54,6 +54,21 @@ def rows_of(
     return rows
 
 
+def seed_by_seed(rows: Sequence[Row]) -> list[Row]:
+    """The same flat: a row for every budget, series and seed."""
+    return [
+        {
+            "budget": row["budget"],
+            "series": name,
+            "seed": seed,
+            **dict(zip(figures, each, strict=True)),
+        }
+        for row in rows
+        for name, figures in row["series"].items()
+        for seed, each in enumerate(zip(*figures.values(), strict=True))
+    ]
+
+
 def mean(row: Row, name: str, key: str) -> float | None:
     """Interquartile mean over seeds; None where the row has none."""
     return mean_if_known(row["series"].get(name, {}).get(key, [None]))
