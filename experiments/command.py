@@ -12,8 +12,7 @@ from prune_env.experiments.config.cli import config_error, main_guard, nearest
 
 COMMANDS = (
     "run", "evaluate", "export", "report", "compare", "pareto", "transfer", "ablation", "inspect",
-    "tabulate",
-    "perplexity", "data", "check", "screenshots", "fuzz", "kills",
+    "tabulate", "tensorboard", "perplexity", "data", "check", "screenshots", "fuzz", "kills",
 )  # fmt: skip
 """Modules of this folder with a `main(argv)`; `report` is a folder with one. Add one here."""
 

@@ -25,7 +25,7 @@ from torch import nn
 from prune_env.agents.policy import POLICY, read_policy
 from prune_env.agents.sb3 import load_policy
 from prune_env.errors import ConfigError, DataError, ModelError, PruneEnvError, RunError
-from prune_env.experiments import run, transfer
+from prune_env.experiments import run, tensorboard, transfer
 from prune_env.experiments.config.cli import parse
 from prune_env.experiments.config.run import RunConfig
 from prune_env.experiments.data.splits import load_splits
@@ -142,7 +142,13 @@ def test_the_search_for_them_finds_each(line: str) -> None:
     assert faults("experiments/new.py", line)
 
 
-def test_tensorboard_answers_this_machine_only() -> None:
+def test_tensorboard_answers_this_machine_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = tensorboard.arguments(tensorboard.TensorBoardConfig(tmp_path, port=7007))
+    assert words == ["--logdir", str(tmp_path), "--host", "127.0.0.1", "--port", "7007"]
+    assert tensorboard.main(["--runs", str(tmp_path / "nothing")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
     said = (ROOT / "Makefile").read_text() + (ROOT / "experiments/screenshots.py").read_text()
     assert "bind_all" not in said
     calls = re.findall(r"tensorboard --logdir.*", said)
