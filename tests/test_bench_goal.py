@@ -34,7 +34,7 @@ def toy(**options: Any) -> Project:
 def test_good_plans_are_paid_tuned_and_compared_and_what_is_finished_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    argv = ["--task", f"{__name__}:toy", "--budgets", "0.6", "--plans", "8", "--evaluations", "16"]
+    argv = ["--task", f"{__name__}:toy", "--budgets", "0.6", "--plans", "8", "--evaluations", "14"]
     argv += ["--reward-samples", "32", "--steps", "1,4", "--tune-samples", "64"]
     argv += ["--tune-seeds", "2", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "page")]
     printed = []
@@ -47,9 +47,7 @@ def test_good_plans_are_paid_tuned_and_compared_and_what_is_finished_is_read(
     plans = cell["plans"]
     assert len({tuple(plan["kept"]) for plan in plans}) == len(plans) == 8
     assert plans[0]["source"] == "uniform"
-    sources = {plan["source"] for plan in plans}
-    assert sources - {"uniform", "beside"}, "several searchers may find the same; one is named"
-    assert "beside" in sources
+    assert {"surrogate", "beside"} <= {plan["source"] for plan in plans}
     for plan in plans:
         assert list(plan["rewards"]) == [AS_IS, "1 steps", "4 steps"]
         assert len(set(plan["rewards"].values())) == 3
