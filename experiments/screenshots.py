@@ -30,6 +30,7 @@ from PIL import Image
 
 from prune_env.errors import RunError
 from prune_env.experiments.config.cli import main_guard
+from prune_env.experiments.tensorboard import TensorBoardConfig, arguments
 
 USAGE = "usage: python -m experiments.screenshots RUN_DIRECTORY [OUT]"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -116,9 +117,9 @@ def tensorboard(logs: Path) -> Iterator[str]:
     Raises:
         RunError: it does not start.
     """
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs)]
+    command = [sys.executable, "-m", "tensorboard.main"]
     with tempfile.TemporaryFile("w+") as said:
-        process = _start([*command, "--host", "127.0.0.1", "--port", "0"], said)
+        process = _start([*command, *arguments(TensorBoardConfig(logs, port=0))], said)
         try:
             yield _address(process, said)
         finally:
