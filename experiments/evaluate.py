@@ -23,23 +23,25 @@ def main(argv: Sequence[str]) -> int:
     )
     from prune_env.experiments.report.page import Cell, Table
     from prune_env.experiments.stages.delivered import Delivered
-    from prune_env.pipeline.stages import measured
+    from prune_env.pipeline.stages import figures, left
 
     delivered = Delivered(config)
+    names = config.searchers or tuple(delivered.reported)
+    for name in names:
+        delivered.require(name)
     project = delivered.project
     yardstick, found, rows = project.yardstick, {}, []
-    for name in config.searchers or tuple(delivered.reported):
-        network = delivered.network(name)
-        metrics = measured(project, network, project.test)
-        value, reported = yardstick.of(metrics), delivered.reported[name]
-        error = yardstick.error(value, metrics.samples, yardstick.spread(metrics))
-        params = sum(parameter.numel() for parameter in network.parameters())
+    for name in names:
+        network, reported = delivered.network(name), delivered.reported[name]
+        facts = figures(project, network, "after")
+        value, error = facts[yardstick.key("after")], facts[yardstick.key("after_error")]
+        params = left(network, delivered.plan(name), project.task)["params"]
         found[name] = {
             yardstick.name: value, "error": error, "reported": reported, "params": params,
         }  # fmt: skip
         shown = (
             name, yardstick.show(value), yardstick.gap(1.96 * error, signed=False),
-            yardstick.show(reported), f"{params:,}",
+            yardstick.show(reported), f"{params:,.0f}",
         )  # fmt: skip
         rows.append(tuple(map(Cell, shown)))
     titles = ("", f"{yardstick.name} on test", "95 %: within", "reported", "parameters")

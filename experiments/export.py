@@ -26,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
     delivered = Delivered(config)
     name = config.searcher or delivered.config.searcher
+    delivered.require(name)
     network, project = delivered.network(name), delivered.project
     example = take_batches(project.val, 2)[0].to(device_of(project.dense)).inputs
     path = export(network, delivered.plan(name), config.to, example)

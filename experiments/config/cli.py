@@ -28,9 +28,8 @@ Main = Callable[[Sequence[str]], int | None]
 
 CODE = re.compile(r"(?:^|[\s,=])[A-Za-z_][\w.]*:[A-Za-z_]")
 """`package.module:function`, wherever it stands in a value."""
-
-
 DEBUG = "--debug"
+"""Word of every command: what nobody foresaw is shown with its traceback."""
 _DEBUGGED: ContextVar[bool] = ContextVar("debugged", default=False)
 
 

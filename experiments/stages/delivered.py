@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from prune_env.deploy.bundle import load
+from prune_env.deploy.bundle import PLAN, load
 from prune_env.errors import ConfigError, RunError, look_up
 from prune_env.experiments.config.delivered import DeliveredFlags
 from prune_env.experiments.config.run import RunConfig, parse
@@ -33,7 +34,7 @@ class Delivered:
     """
 
     def __init__(self, asked: DeliveredFlags) -> None:
-        """Open it.
+        """Read what it says; the project is opened when it is asked for.
 
         Raises:
             ConfigError: it was run on something else than the --task that is given.
@@ -42,32 +43,42 @@ class Delivered:
         self._tuned, results = asked.run / TUNE, read_results(asked.run)
         yardstick, rows = yardstick_of(results), results["rows"]
         self.reported: dict[str, Any] = {
-            row["name"]: ended(row, yardstick) for row in rows if (self._of(row["name"])).is_dir()
+            row["name"]: ended(row, yardstick) for row in rows if self._of(row["name"]).is_dir()
         }
         if not self.reported:
             raise RunError(f"'{asked.run}' holds no network: it was a search only.")
         self.config = _config_of(asked)
+
+    @cached_property
+    def project(self) -> Project:
+        """What it was run on."""
         project = open_project(self.config)
         assert isinstance(project, Project), "which alone can be tuned"
-        self.project: Project = project
+        return project
 
     def _of(self, searcher: str) -> Path:
         return self._tuned / searcher / MODEL
+
+    def require(self, searcher: str) -> None:
+        """Check a name before anything is opened for it.
+
+        Raises:
+            ConfigError: nothing of that name was tuned.
+        """
+        look_up("searcher of the run", searcher, self.reported)
 
     def network(self, searcher: str) -> nn.Module:
         """The tuned network of a searcher, beside the dense one.
 
         Raises:
-            ConfigError: there is none of that name.
             RunError, PlanError, ModelError: see `prune_env.load`.
         """
-        look_up("searcher of the run", searcher, self.reported)
         loaded = load(self._of(searcher), self.project.factory)
         return loaded.to(device_of(self.project.dense))
 
     def plan(self, searcher: str) -> PruningPlan:
         """What was removed."""
-        return PruningPlan.load(self._of(searcher) / "plan.json")
+        return PruningPlan.load(self._of(searcher) / PLAN)
 
 
 def _config_of(asked: DeliveredFlags) -> RunConfig:
